@@ -1,0 +1,286 @@
+/*
+ * coreml_bridge.h: the one contract between Rust and whatever can run a Core ML model.
+ *
+ * Whoever runs models fills one table of functions, `CmlBridge`: the Objective-C shim on Apple platforms
+ * (`cml_bridge_coreml`), the portable engine elsewhere (`cml_bridge_portable`), a double in tests.
+ * Plain C11; also valid C++17 and Objective-C. Nothing in it names an Apple class.
+ *
+ * RULES
+ *  1. Threads. Every slot says its class:
+ *       [F] free:    any thread, at any time.
+ *       [S] serial:  any thread, but one call at a time per handle. A breach is detected and answered
+ *                    CML_BUSY; it is never undefined behaviour.
+ *     Releasing a handle while a call on it runs is the one thing the caller must not do.
+ *  2. Ownership. An out-handle is +1 and the caller's to release; an in-pointer is borrowed for the call; strings
+ *     are copied. On failure every out-handle is NULL and `*error` (if `error` is not NULL) owns the full chain.
+ *  3. Nothing unwinds across the table, in either direction: no C++ or Objective-C exception, no Rust panic.
+ *  4. No slot keeps caller memory past its return, but for `tensor_wrap`, which takes a counted owner whose
+ *     release function runs exactly once, on ANY thread, possibly a second or more after the last call returned.
+ *  5. Tensors have strides, in elements. Read through `tensor_read` or inside `tensor_with_bytes`.
+ *  6. Output backings are a hint; CmlOutput.backing_used reports whether the hint was taken.
+ *  7. A state belongs to the model that made it; one prediction at a time may use it.
+ *  8. What this bridge or this OS cannot do answers CML_UNSUPPORTED; no option is ever silently ignored.
+ *  9. A compiled model in a temporary folder is deleted when the last handle on it is released.
+ * 10. The numbers below are the contract. They equal Apple's where Apple has a number.
+ *
+ * VERSIONS. `abi_version` changes only when an existing slot does. New slots are appended, and a caller must check
+ * `struct_size` before it reads a slot that its own header has and an older bridge may not. Structs passed in carry
+ * `size` for the same reason: a bridge reads no field beyond it.
+ */
+#ifndef COREML_BRIDGE_H
+#define COREML_BRIDGE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define CML_ABI_VERSION 1u
+
+/* What became of a call. */
+typedef int32_t CmlStatus;
+enum {
+  CML_OK = 0,
+  CML_INVALID_ARGUMENT = 1,   /* the call itself is wrong: NULL, bad UTF-8, unknown number, foreign handle */
+  CML_NOT_FOUND = 2,          /* no such file, function, feature or state */
+  CML_UNSUPPORTED = 3,        /* understood, but not possible with this bridge or this OS */
+  CML_FRAMEWORK = 4,          /* the framework (or the engine) reported an error */
+  CML_OBJC_EXCEPTION = 5,     /* an NSException was caught */
+  CML_FOREIGN_EXCEPTION = 6,  /* something else was thrown and caught, a Rust panic included */
+  CML_OUT_OF_MEMORY = 7,
+  CML_CANCELLED = 8,
+  CML_BUSY = 9,               /* rule 1 was broken; the call did nothing */
+  CML_TYPE_MISMATCH = 10,     /* wrong kind, dtype, rank or shape of a value */
+  CML_CORRUPT = 11            /* the model file is damaged or not a model */
+};
+
+/* Element types; the numbers are MLMultiArrayDataType's. */
+typedef int32_t CmlDtype;
+enum {
+  CML_DTYPE_FLOAT16 = 0x10010,
+  CML_DTYPE_FLOAT32 = 0x10020,
+  CML_DTYPE_FLOAT64 = 0x10040,
+  CML_DTYPE_INT8 = 0x20008,
+  CML_DTYPE_INT32 = 0x20020
+};
+
+/* Kinds of a value; the numbers are MLFeatureType's. */
+typedef int32_t CmlKind;
+enum {
+  CML_KIND_INVALID = 0,
+  CML_KIND_INT64 = 1,
+  CML_KIND_DOUBLE = 2,
+  CML_KIND_STRING = 3,
+  CML_KIND_IMAGE = 4,
+  CML_KIND_TENSOR = 5,
+  CML_KIND_DICTIONARY = 6,
+  CML_KIND_SEQUENCE = 7
+};
+
+/* Where a model may run; the numbers are MLComputeUnits'. */
+typedef int32_t CmlComputeUnits;
+enum {
+  CML_COMPUTE_CPU_ONLY = 0,
+  CML_COMPUTE_CPU_AND_GPU = 1,
+  CML_COMPUTE_ALL = 2,
+  CML_COMPUTE_CPU_AND_NEURAL_ENGINE = 3
+};
+
+/* Pixel formats of images; the numbers are CoreVideo's four-character codes. */
+typedef uint32_t CmlPixelFormat;
+enum {
+  CML_PIXEL_BGRA8 = 0x42475241,  /* 'BGRA' */
+  CML_PIXEL_GRAY8 = 0x4C303038,  /* 'L008' */
+  CML_PIXEL_GRAY16F = 0x4C303068 /* 'L00h' */
+};
+
+/* Configuration flags. */
+enum { CML_CONFIG_LOW_PRECISION_ACCUMULATION = 1u };
+
+typedef struct CmlError CmlError;   /* an error and the chain of what caused it */
+typedef struct CmlBlob CmlBlob;     /* immutable bytes */
+typedef struct CmlModel CmlModel;   /* a loaded model */
+typedef struct CmlState CmlState;   /* the memory of a stateful model */
+typedef struct CmlValue CmlValue;   /* a feature value, counted */
+typedef struct CmlResult CmlResult; /* the outputs of one prediction */
+
+/* UTF-8, borrowed, not NUL-terminated; {NULL, 0} is "none". */
+typedef struct CmlStr {
+  const char *ptr;
+  size_t len;
+} CmlStr;
+
+typedef struct CmlConfig {
+  uint32_t size; /* sizeof(CmlConfig) */
+  CmlComputeUnits compute_units;
+  uint32_t flags;       /* CML_CONFIG_* */
+  uint32_t threads;     /* CPU threads inside one prediction, 0 = the bridge's choice; Core ML chooses itself */
+  CmlStr function_name; /* none = the model's default function */
+  CmlStr display_name;  /* none = the file's name */
+} CmlConfig;
+
+typedef struct CmlTensorDesc {
+  uint32_t size; /* sizeof(CmlTensorDesc) */
+  CmlDtype dtype;
+  uint32_t rank;
+  const int64_t *shape;
+  const int64_t *strides; /* in elements, outermost first; NULL when passed in = row-major, dense */
+  uint64_t byte_len;      /* bytes from the first element to the end of the last; out only */
+} CmlTensorDesc;
+
+typedef struct CmlErrorView {
+  uint32_t size;       /* sizeof(CmlErrorView), set by the caller */
+  uint32_t depth_left; /* how many underlying errors lie below this one */
+  CmlStatus status;
+  int64_t code;
+  CmlStr domain;  /* e.g. "com.apple.CoreML", "coreml.portable" */
+  CmlStr message; /* what happened */
+  CmlStr reason;  /* why, if known */
+} CmlErrorView;
+
+typedef struct CmlPredictOptions {
+  uint32_t size; /* sizeof(CmlPredictOptions) */
+  uint32_t reserved;
+  const CmlStr *wanted; /* outputs to return; n_wanted 0 = all */
+  size_t n_wanted;
+  const CmlStr *backing_names; /* outputs that should be written into these tensors */
+  CmlValue *const *backings;
+  size_t n_backings;
+} CmlPredictOptions;
+
+typedef struct CmlOutput {
+  CmlStr name;
+  CmlValue *value; /* borrowed from the result; value_retain to keep */
+  uint32_t backing_used;
+  uint32_t reserved;
+} CmlOutput;
+
+typedef struct CmlResultView {
+  uint32_t size; /* sizeof(CmlResultView), set by the caller */
+  uint32_t reserved;
+  uint64_t prepare_ns; /* inputs to the framework's form */
+  uint64_t run_ns;     /* the prediction itself */
+  uint64_t collect_ns; /* outputs back */
+  size_t n_outputs;
+  const CmlOutput *outputs;
+} CmlResultView;
+
+typedef struct CmlScalarView {
+  uint32_t size; /* sizeof(CmlScalarView), set by the caller */
+  CmlKind kind;  /* INT64, DOUBLE or STRING */
+  int64_t int64;
+  double float64;
+  CmlStr string; /* borrowed from the value */
+} CmlScalarView;
+
+/* A dictionary {key: double} or a sequence [key]; exactly one of the key arrays is set, `values` only for a
+   dictionary. Arrays are borrowed: from the caller on the way in, from the value on the way out. */
+typedef struct CmlEntries {
+  uint32_t size;    /* sizeof(CmlEntries) */
+  CmlKind key_kind; /* INT64 or STRING */
+  size_t n;
+  const int64_t *int64_keys;
+  const CmlStr *string_keys;
+  const double *values;
+} CmlEntries;
+
+typedef struct CmlImageDesc {
+  uint32_t size; /* sizeof(CmlImageDesc) */
+  CmlPixelFormat format;
+  uint32_t width;
+  uint32_t height;
+  size_t row_bytes;
+} CmlImageDesc;
+
+/* Gives back the memory of tensor_wrap: exactly once, on any thread; must not unwind. */
+typedef void (*CmlReleaseFn)(void *owner);
+/* Sees a tensor's memory; valid only until it returns; must not unwind. */
+typedef void (*CmlTensorBytesFn)(void *context, void *bytes, const CmlTensorDesc *desc);
+/* Sees an image's pixels; valid only until it returns; must not unwind. */
+typedef void (*CmlImageBytesFn)(void *context, void *pixels, const CmlImageDesc *desc);
+
+typedef struct CmlBridge {
+  uint32_t abi_version; /* CML_ABI_VERSION */
+  uint32_t struct_size; /* sizeof(CmlBridge) as the bridge was compiled */
+  void *self;           /* the bridge's own; first argument of the slots that make things */
+
+  /* ---- the bridge [F] ---- */
+  /* JSON: {"name", "version", "system", "dtypes": [..], "features": [..], "devices": [..]}. */
+  CmlStatus (*backend_info)(void *self, CmlBlob **json, CmlError **error);
+
+  /* ---- errors and blobs [F] ---- */
+  /* Depth 0 is the error itself; beyond the chain the view is all zero. Strings borrow from the error. */
+  void (*error_view)(const CmlError *error, uint32_t depth, CmlErrorView *view);
+  void (*error_free)(CmlError *error); /* NULL is allowed, as in every release */
+  CmlStr (*blob_bytes)(const CmlBlob *blob);
+  void (*blob_free)(CmlBlob *blob);
+
+  /* ---- models ---- */
+  /* [F] Compile `source` (.mlmodel, .mlpackage) into `folder`; returns the path of the result. With no folder
+     the result is in a temporary one, which the caller then owns. Nothing is left behind on failure. */
+  CmlStatus (*model_compile)(void *self, CmlStr source, CmlStr folder, CmlBlob **path, CmlError **error);
+  /* [F] Load .mlmodel, .mlpackage or .mlmodelc; what needs compiling is compiled, see rule 9. */
+  CmlStatus (*model_load)(void *self, CmlStr path, const CmlConfig *config, CmlModel **model, CmlError **error);
+  /* [S] JSON, see docs/abi.md, "Description". */
+  CmlStatus (*model_describe)(CmlModel *model, CmlBlob **json, CmlError **error);
+  /* [S] One prediction. `names[i]` names `inputs[i]`. `state` is NULL or [S] too. */
+  CmlStatus (*model_predict)(CmlModel *model, CmlState *state, const CmlStr *names, CmlValue *const *inputs,
+                             size_t n_inputs, const CmlPredictOptions *options, CmlResult **result, CmlError **error);
+  /* [F] */
+  void (*model_release)(CmlModel *model);
+
+  /* ---- results [F] ---- */
+  void (*result_view)(const CmlResult *result, CmlResultView *view);
+  void (*result_free)(CmlResult *result);
+
+  /* ---- values: the count is [F], the contents [S] ---- */
+  CmlKind (*value_kind)(const CmlValue *value);
+  void (*value_retain)(CmlValue *value);
+  void (*value_release)(CmlValue *value);
+
+  /* A zeroed tensor. */
+  CmlStatus (*tensor_new)(void *self, const CmlTensorDesc *desc, CmlValue **value, CmlError **error);
+  /* A dense copy of `length` bytes at `source`, which has the layout of `desc`; the length is checked. */
+  CmlStatus (*tensor_copy)(void *self, const CmlTensorDesc *desc, const void *source, size_t length, CmlValue **value,
+                           CmlError **error);
+  /* A tensor on caller memory, kept alive by `owner`. On failure the owner is NOT released. */
+  CmlStatus (*tensor_wrap)(void *self, const CmlTensorDesc *desc, void *data, size_t length, CmlReleaseFn release,
+                           void *owner, CmlValue **value, CmlError **error);
+  /* dtype, shape and strides, borrowed from the value. */
+  CmlStatus (*tensor_desc)(const CmlValue *value, CmlTensorDesc *desc, CmlError **error);
+  CmlStatus (*tensor_with_bytes)(CmlValue *value, int32_t writable, CmlTensorBytesFn visit, void *context,
+                                 CmlError **error);
+  /* Dense, row-major, converted to `dtype`; `length` must be exact. */
+  CmlStatus (*tensor_read)(CmlValue *value, CmlDtype dtype, void *destination, size_t length, CmlError **error);
+
+  CmlStatus (*scalar_new)(void *self, const CmlScalarView *scalar, CmlValue **value, CmlError **error);
+  CmlStatus (*scalar_view)(const CmlValue *value, CmlScalarView *scalar, CmlError **error);
+  CmlStatus (*dictionary_new)(void *self, const CmlEntries *entries, CmlValue **value, CmlError **error);
+  CmlStatus (*sequence_new)(void *self, const CmlEntries *entries, CmlValue **value, CmlError **error);
+  /* Of a dictionary or a sequence. */
+  CmlStatus (*entries_view)(const CmlValue *value, CmlEntries *entries, CmlError **error);
+  /* A copy of the pixels; `length` >= row_bytes * (height - 1) + the bytes of one row. */
+  CmlStatus (*image_new)(void *self, const CmlImageDesc *desc, const void *pixels, size_t length, CmlValue **value,
+                         CmlError **error);
+  CmlStatus (*image_with_bytes)(CmlValue *value, int32_t writable, CmlImageBytesFn visit, void *context,
+                                CmlError **error);
+
+  /* ---- states [S] ---- */
+  CmlStatus (*state_new)(CmlModel *model, CmlState **state, CmlError **error);
+  CmlStatus (*state_with_bytes)(CmlState *state, CmlStr name, int32_t writable, CmlTensorBytesFn visit, void *context,
+                                CmlError **error);
+  void (*state_release)(CmlState *state);
+} CmlBridge;
+
+/* Apple's Core ML through the Objective-C shim. */
+const CmlBridge *cml_bridge_coreml(void);
+/* The portable engine, in Rust. */
+const CmlBridge *cml_bridge_portable(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* COREML_BRIDGE_H */
