@@ -1,0 +1,293 @@
+//! Between the caller's features and the values of a program: checks every input against the description.
+
+use half::f16;
+use rten::BufferPool;
+use rten_tensor::prelude::*;
+use rten_tensor::{Tensor, TensorView};
+
+use crate::description::{ArrayDtype, Color, FeatureKind, ImageSpec};
+use crate::feature::{Array, ArrayRef, Elements, ImageRef, Input, Output, PixelFormat};
+use crate::types::{DType, TensorType, element_count};
+use crate::value::{Value, ValueView};
+
+/// An input as a program's value: borrowed where the bytes are what the program takes.
+pub(crate) enum Entry<'a> {
+    View(ValueView<'a>),
+    Owned(Value),
+}
+
+/// Why an input does not fit.
+pub(crate) type Mismatch = String;
+
+/// One input, checked and in the program's form.
+pub(crate) fn input<'a>(
+    given: &Input<'a>,
+    kind: &FeatureKind,
+    ty: &TensorType,
+    pool: &BufferPool,
+) -> Result<Entry<'a>, Mismatch> {
+    match (given, kind) {
+        (Input::Array(array), FeatureKind::Tensor { tensor }) => {
+            if array.dtype != tensor.dtype || !(tensor.admits(array.shape) || ty.shape.is_none()) {
+                return Err(given.words());
+            }
+            let entry = array_input(array, ty.dtype, pool)?;
+            Ok(match entry {
+                Entry::View(view) if !ty.admits(view.shape()) => reshape_entry(view.to_owned_in(pool), ty)?,
+                Entry::Owned(value) if !ty.admits(value.shape()) => reshape_entry(value, ty)?,
+                entry => entry,
+            })
+        }
+        (Input::Image(image), FeatureKind::Image { image: spec }) => {
+            image_input(image, spec, ty, pool).map(|tensor| Entry::Owned(Value::F32(tensor)))
+        }
+        (Input::Int64(x), FeatureKind::Int64) => scalar(*x as f64, ty),
+        (Input::Double(x), FeatureKind::Double) => scalar(*x, ty),
+        _ => Err(given.words()),
+    }
+}
+
+fn scalar<'a>(x: f64, ty: &TensorType) -> Result<Entry<'a>, Mismatch> {
+    let shape = vec![1; ty.rank().unwrap_or(0)];
+    let value = if ty.dtype.is_float() {
+        Value::F32(Tensor::from_data(&shape, vec![x as f32]))
+    } else {
+        Value::I32(Tensor::from_data(&shape, vec![x as i32]))
+    };
+    Ok(Entry::Owned(value))
+}
+
+/// A network of the older mapping sees `[C]` as `[1, 1, C, 1, 1]`: the same elements under another shape.
+fn reshape_entry<'a>(value: Value, ty: &TensorType) -> Result<Entry<'a>, Mismatch> {
+    let found = format!("shape {:?}", value.shape());
+    let count: usize = value.shape().iter().product();
+    let shape = ty.fixed_shape().filter(|shape| element_count(shape) == Some(count)).ok_or(found)?;
+    Ok(Entry::Owned(match value {
+        Value::F32(mut t) => {
+            t.reshape(&shape);
+            Value::F32(t)
+        }
+        Value::I32(mut t) => {
+            t.reshape(&shape);
+            Value::I32(t)
+        }
+    }))
+}
+
+fn array_input<'a>(array: &ArrayRef<'a>, dtype: DType, pool: &BufferPool) -> Result<Entry<'a>, Mismatch> {
+    let float = dtype.is_float();
+    match array.dtype {
+        ArrayDtype::Float32 if float => match typed::<f32>(array)? {
+            Typed::Borrowed(view) => Ok(Entry::View(ValueView::F32(view))),
+            Typed::Copied(tensor) => Ok(Entry::Owned(Value::F32(tensor))),
+        },
+        ArrayDtype::Int32 if !float => match typed::<i32>(array)? {
+            Typed::Borrowed(view) => Ok(Entry::View(ValueView::I32(view))),
+            Typed::Copied(tensor) => Ok(Entry::Owned(Value::I32(tensor))),
+        },
+        ArrayDtype::Float32 => converted::<f32, i32>(array, pool, |x| x as i32),
+        ArrayDtype::Int32 => converted::<i32, f32>(array, pool, |x| x as f32),
+        ArrayDtype::Float16 if float => converted::<f16, f32>(array, pool, f16::to_f32),
+        ArrayDtype::Float16 => converted::<f16, i32>(array, pool, |x| x.to_f32() as i32),
+        ArrayDtype::Float64 if float => converted::<f64, f32>(array, pool, |x| x as f32),
+        ArrayDtype::Float64 => converted::<f64, i32>(array, pool, |x| x as i32),
+        ArrayDtype::Int8 if float => converted::<i8, f32>(array, pool, f32::from),
+        ArrayDtype::Int8 => converted::<i8, i32>(array, pool, i32::from),
+    }
+}
+
+enum Typed<'a, T> {
+    Borrowed(TensorView<'a, T>),
+    Copied(Tensor<T>),
+}
+
+/// The bytes as elements: borrowed if they are aligned, else copied.
+fn typed<'a, T: bytemuck::AnyBitPattern>(array: &ArrayRef<'a>) -> Result<Typed<'a, T>, Mismatch> {
+    let strides = array.strides.map_or_else(|| dense_strides(array.shape), <[usize]>::to_vec);
+    let bad = || format!("{} bytes for shape {:?} with strides {strides:?}", array.bytes.len(), array.shape);
+    let span = span(array.shape, &strides).ok_or_else(bad)?;
+    let wanted = span.checked_mul(size_of::<T>()).ok_or_else(bad)?;
+    let bytes = array.bytes.get(..wanted).ok_or_else(bad)?;
+    match bytemuck::try_cast_slice::<u8, T>(bytes) {
+        Ok(data) => TensorView::from_slice_with_strides(array.shape, data, &strides)
+            .map(Typed::Borrowed)
+            .map_err(|error| format!("{}: {error:?}", bad())),
+        Err(_) => {
+            let data: Vec<T> = bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect();
+            TensorView::from_slice_with_strides(array.shape, &data, &strides)
+                .map(|view| Typed::Copied(view.to_tensor()))
+                .map_err(|error| format!("{}: {error:?}", bad()))
+        }
+    }
+}
+
+fn converted<'a, T, U>(
+    array: &ArrayRef<'a>,
+    pool: &BufferPool,
+    f: impl Fn(T) -> U,
+) -> Result<Entry<'a>, Mismatch>
+where
+    T: bytemuck::AnyBitPattern,
+    Value: From<Tensor<U>>,
+{
+    let convert = |view: TensorView<'_, T>| {
+        let mut data = pool.alloc::<U>(view.len());
+        match view.data() {
+            Some(dense) => data.extend(dense.iter().map(|&x| f(x))),
+            None => data.extend(view.iter().map(|&x| f(x))),
+        }
+        Tensor::from_data(array.shape, data)
+    };
+    let tensor = match typed::<T>(array)? {
+        Typed::Borrowed(view) => convert(view),
+        Typed::Copied(tensor) => convert(tensor.view()),
+    };
+    Ok(Entry::Owned(tensor.into()))
+}
+
+fn dense_strides(shape: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1_usize; shape.len()];
+    for i in (1..shape.len()).rev() {
+        strides[i - 1] = strides[i].saturating_mul(shape[i].max(1));
+    }
+    strides
+}
+
+/// Elements from the first to the end of the last.
+fn span(shape: &[usize], strides: &[usize]) -> Option<usize> {
+    if shape.len() != strides.len() {
+        return None;
+    }
+    if shape.contains(&0) {
+        return Some(0);
+    }
+    let last = shape
+        .iter()
+        .zip(strides)
+        .try_fold(0_usize, |sum, (&n, &stride)| sum.checked_add((n - 1).checked_mul(stride)?))?;
+    last.checked_add(1)
+}
+
+/// Pixels as planes: `[1, C, H, W]` (or without the leading dimensions, as the program's type has it), values 0 to 255.
+fn image_input(
+    image: &ImageRef<'_>,
+    spec: &ImageSpec,
+    ty: &TensorType,
+    pool: &BufferPool,
+) -> Result<Tensor<f32>, Mismatch> {
+    let found = || format!("image {:?} {}x{}", image.format, image.width, image.height);
+    if !spec.admits(image.height, image.width) {
+        return Err(found());
+    }
+    let row = image.width.checked_mul(image.format.size()).ok_or_else(found)?;
+    let rows = image.height.saturating_sub(1).checked_mul(image.row_bytes);
+    let wanted = rows.and_then(|n| n.checked_add(row)).ok_or_else(found)?;
+    if image.row_bytes < row || image.pixels.len() < wanted {
+        return Err(format!("{} with {} bytes, {} a row", found(), image.pixels.len(), image.row_bytes));
+    }
+    let channels: &[usize] = match (spec.color, image.format) {
+        (Color::Rgb, PixelFormat::Bgra8) => &[2, 1, 0],
+        (Color::Bgr, PixelFormat::Bgra8) => &[0, 1, 2],
+        (Color::Gray, PixelFormat::Gray8) | (Color::GrayFloat16, PixelFormat::Gray16F) => &[0],
+        _ => return Err(found()),
+    };
+    let mut data = pool.alloc::<f32>(channels.len() * image.height * image.width);
+    for &channel in channels {
+        for line in image.pixels.chunks(image.row_bytes).take(image.height) {
+            let pixels = line[..row].chunks_exact(image.format.size());
+            match image.format {
+                PixelFormat::Bgra8 | PixelFormat::Gray8 => data.extend(pixels.map(|p| f32::from(p[channel]))),
+                PixelFormat::Gray16F => {
+                    data.extend(pixels.map(|p| f16::from_ne_bytes([p[0], p[1]]).to_f32()))
+                }
+            }
+        }
+    }
+    let mut shape = vec![1; ty.rank().unwrap_or(4).saturating_sub(3)];
+    shape.extend([channels.len(), image.height, image.width]);
+    if !ty.admits(&shape) {
+        return Err(format!("{}, which the program sees as {shape:?} where it takes {ty}", found()));
+    }
+    Ok(Tensor::from_data(&shape, data))
+}
+
+/// One output in the form that the description announces.
+pub(crate) fn output(view: &ValueView<'_>, kind: &FeatureKind) -> Result<Output, String> {
+    match kind {
+        FeatureKind::Tensor { tensor } => {
+            let same = |shape: &[usize]| {
+                element_count(&tensor.shape).is_some()
+                    && element_count(&tensor.shape) == element_count(shape)
+                    && tensor.flexible.is_none()
+                    && !tensor.shape.is_empty()
+            };
+            let shape = if same(view.shape()) { tensor.shape.clone() } else { view.shape().to_vec() };
+            Ok(Output::Array(Array { shape, elements: elements(view, tensor.dtype) }))
+        }
+        FeatureKind::Image { image } => image_output(view, image),
+        FeatureKind::Double => match view {
+            ValueView::F32(t) if t.len() == 1 => {
+                Ok(Output::Double(f64::from(*t.iter().next().unwrap_or(&0.0))))
+            }
+            _ => Err(format!("expected one number, found shape {:?}", view.shape())),
+        },
+        FeatureKind::Int64 => match view {
+            ValueView::I32(t) if t.len() == 1 => {
+                Ok(Output::Key(crate::feature::Key::Int64(i64::from(*t.iter().next().unwrap_or(&0)))))
+            }
+            _ => Err(format!("expected one integer, found shape {:?}", view.shape())),
+        },
+        other => Err(format!("an output of kind {} is not made by this kind of model", other.words())),
+    }
+}
+
+fn elements(view: &ValueView<'_>, dtype: ArrayDtype) -> Elements {
+    match view {
+        ValueView::F32(t) => match dtype {
+            ArrayDtype::Float32 => Elements::Float32(t.to_vec()),
+            ArrayDtype::Float16 => Elements::Float16(t.iter().map(|&x| f16::from_f32(x)).collect()),
+            ArrayDtype::Float64 => Elements::Float64(t.iter().map(|&x| f64::from(x)).collect()),
+            ArrayDtype::Int32 => Elements::Int32(t.iter().map(|&x| x as i32).collect()),
+            ArrayDtype::Int8 => Elements::Int8(t.iter().map(|&x| x as i8).collect()),
+        },
+        ValueView::I32(t) => match dtype {
+            ArrayDtype::Float32 => Elements::Float32(t.iter().map(|&x| x as f32).collect()),
+            ArrayDtype::Float16 => Elements::Float16(t.iter().map(|&x| f16::from_f32(x as f32)).collect()),
+            ArrayDtype::Float64 => Elements::Float64(t.iter().map(|&x| f64::from(x)).collect()),
+            ArrayDtype::Int32 => Elements::Int32(t.to_vec()),
+            ArrayDtype::Int8 => Elements::Int8(t.iter().map(|&x| x as i8).collect()),
+        },
+    }
+}
+
+/// Planes of 0 to 255 as pixels; values are rounded and clamped.
+fn image_output(view: &ValueView<'_>, spec: &ImageSpec) -> Result<Output, String> {
+    let ValueView::F32(tensor) = view else { return Err("expected floats for an image".into()) };
+    let shape = tensor.shape();
+    let channels = if matches!(spec.color, Color::Rgb | Color::Bgr) { 3 } else { 1 };
+    let (lead, planes) = shape.split_at(shape.len().saturating_sub(3));
+    let &[c, height, width] = planes else { return Err(format!("expected an image, found shape {shape:?}")) };
+    if c != channels || lead.iter().any(|&n| n != 1) {
+        return Err(format!("expected an image of {channels} channels, found shape {shape:?}"));
+    }
+    let data = tensor.to_contiguous();
+    let data = data.data();
+    let byte = |x: f32| x.round_ties_even().clamp(0.0, 255.0) as u8;
+    let area = height * width;
+    let (format, pixels) = match spec.color {
+        Color::Gray => (PixelFormat::Gray8, data.iter().map(|&x| byte(x)).collect()),
+        Color::GrayFloat16 => {
+            (PixelFormat::Gray16F, data.iter().flat_map(|&x| f16::from_f32(x).to_ne_bytes()).collect())
+        }
+        Color::Rgb | Color::Bgr => {
+            let order = if spec.color == Color::Rgb { [2, 1, 0] } else { [0, 1, 2] };
+            let mut pixels = Vec::with_capacity(area * 4);
+            for i in 0..area {
+                pixels.extend(order.map(|plane| byte(data[plane * area + i])));
+                pixels.push(255);
+            }
+            (PixelFormat::Bgra8, pixels)
+        }
+    };
+    Ok(Output::Image { format, width, height, pixels })
+}

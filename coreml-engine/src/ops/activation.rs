@@ -1,0 +1,5 @@
+//! `activation` ops.
+
+use super::OpDef;
+
+pub(crate) const OPS: &[OpDef] = &[];

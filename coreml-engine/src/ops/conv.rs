@@ -1,0 +1,5 @@
+//! `conv` ops.
+
+use super::OpDef;
+
+pub(crate) const OPS: &[OpDef] = &[];

@@ -1,0 +1,5 @@
+//! `elementwise_binary` ops.
+
+use super::OpDef;
+
+pub(crate) const OPS: &[OpDef] = &[];

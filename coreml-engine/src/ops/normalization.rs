@@ -1,0 +1,5 @@
+//! `normalization` ops.
+
+use super::OpDef;
+
+pub(crate) const OPS: &[OpDef] = &[];

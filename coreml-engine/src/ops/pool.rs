@@ -1,0 +1,5 @@
+//! `pool` ops.
+
+use super::OpDef;
+
+pub(crate) const OPS: &[OpDef] = &[];

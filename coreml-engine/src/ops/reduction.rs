@@ -1,0 +1,5 @@
+//! `reduction` ops.
+
+use super::OpDef;
+
+pub(crate) const OPS: &[OpDef] = &[];

@@ -1,0 +1,5 @@
+//! `scatter_gather` ops.
+
+use super::OpDef;
+
+pub(crate) const OPS: &[OpDef] = &[];

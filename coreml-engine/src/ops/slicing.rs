@@ -1,0 +1,5 @@
+//! `slicing` ops.
+
+use super::OpDef;
+
+pub(crate) const OPS: &[OpDef] = &[];

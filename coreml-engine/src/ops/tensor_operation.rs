@@ -1,0 +1,5 @@
+//! `tensor_operation` ops.
+
+use super::OpDef;
+
+pub(crate) const OPS: &[OpDef] = &[];

@@ -1,0 +1,5 @@
+//! `tensor_transformation` ops.
+
+use super::OpDef;
+
+pub(crate) const OPS: &[OpDef] = &[];
