@@ -1,0 +1,89 @@
+//! `cargo xtask bindings`: `coreml-sys/src/bindings.rs` from the C header.
+//!
+//! The generated file is committed, so that a plain build needs no libclang. This module is compiled only with the feature
+//! `bindings`; without it the verb runs itself again with the feature on.
+
+use std::path::Path;
+
+/// What must be in the file: a wrong allow list silently gives an empty one.
+#[cfg(feature = "bindings")]
+const CANARIES: &[&str] = &["pub struct CmlBridge", "pub model_predict:", "fn cml_bridge_coreml", "CML_KIND_TENSOR"];
+
+/// Regenerates the bindings, or with `check` compares them with the committed ones.
+#[cfg(feature = "bindings")]
+pub(crate) fn run(root: &Path, check: bool) -> anyhow::Result<()> {
+    use anyhow::{Context, bail, ensure};
+
+    let header = root.join("bridge-objc/include/coreml_bridge.h");
+    let target = root.join("coreml-sys/src/bindings.rs");
+    let generated = bindgen::Builder::default()
+        .header(header.to_str().context("the repository's path is not UTF-8")?)
+        .allowlist_item("(Cml|CML_|cml_).*")
+        .generate_comments(true)
+        .clang_arg("-fparse-all-comments")
+        .default_macro_constant_type(bindgen::MacroTypeVariation::Unsigned)
+        .default_enum_style(bindgen::EnumVariation::Consts)
+        .translate_enum_integer_types(true)
+        .prepend_enum_name(false)
+        .derive_default(false)
+        .layout_tests(true)
+        .use_core()
+        .raw_line("// Generated from bridge-objc/include/coreml_bridge.h by `cargo xtask bindings`: do not edit.")
+        .disable_header_comment()
+        .rust_target(bindgen::RustTarget::stable(85, 0).map_err(|error| anyhow::anyhow!("{error:?}"))?)
+        .rust_edition(bindgen::RustEdition::Edition2024)
+        .formatter(bindgen::Formatter::Rustfmt)
+        .generate()
+        .context("bindgen failed on the header")?
+        .to_string();
+    let generated = with_named_types(&generated);
+    for canary in CANARIES {
+        ensure!(generated.contains(canary), "the bindings lack `{canary}`");
+    }
+    if !check {
+        std::fs::write(&target, generated)?;
+        println!("wrote {}", target.display());
+        return Ok(());
+    }
+    let committed = std::fs::read_to_string(&target)?;
+    if committed != generated {
+        bail!("coreml-sys/src/bindings.rs differs from the header; run `cargo xtask bindings` and commit it");
+    }
+    println!("bindings: as the header has it");
+    Ok(())
+}
+
+/// The header's enums are anonymous, since C gives them no fixed size; each constant gets the type that the header uses it by.
+#[cfg(feature = "bindings")]
+fn with_named_types(generated: &str) -> String {
+    let named = |line: &str| -> Option<String> {
+        let (name, value) = line.strip_prefix("pub const ")?.split_once(": _bindgen_ty_")?;
+        let ty = match name {
+            _ if name.starts_with("CML_DTYPE_") => "CmlDtype",
+            _ if name.starts_with("CML_KIND_") => "CmlKind",
+            _ if name.starts_with("CML_COMPUTE_") => "CmlComputeUnits",
+            _ if name.starts_with("CML_PIXEL_") => "CmlPixelFormat",
+            _ if name.starts_with("CML_CONFIG_") => "u32",
+            _ => "CmlStatus",
+        };
+        Some(format!("pub const {name}: {ty} {}", value.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start()))
+    };
+    let lines = generated.lines().filter(|line| !line.starts_with("pub type _bindgen_ty_"));
+    let mut text: String = lines.map(|line| named(line).unwrap_or_else(|| line.to_owned()) + "\n").collect();
+    if !generated.ends_with('\n') {
+        text.pop();
+    }
+    text
+}
+
+/// Runs the verb again with bindgen compiled in.
+#[cfg(not(feature = "bindings"))]
+pub(crate) fn run(root: &Path, check: bool) -> anyhow::Result<()> {
+    let mut command = std::process::Command::new(env!("CARGO"));
+    command.current_dir(root).args(["run", "--quiet", "--package", "xtask", "--features", "bindings", "--", "bindings"]);
+    if check {
+        command.arg("--check");
+    }
+    anyhow::ensure!(command.status()?.success(), "`cargo xtask bindings` failed");
+    Ok(())
+}
