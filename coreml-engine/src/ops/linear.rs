@@ -1,7 +1,459 @@
-//! `linear` ops: matrix products. Weights are packed once, at load.
+//! `linear` ops: matrix products. A constant weight is packed once, at load.
 //!
-//! Semantics: coremltools, `mil/ops/defs/iOS15/linear.py`.
+//! Semantics: coremltools, `mil/ops/defs/iOS15/linear.py`, `iOS17/linear.py` and `einsum` of
+//! `iOS15/tensor_operation.py`'s sibling `linear.py`.
 
-use super::OpDef;
+use std::cell::Cell;
 
-pub(crate) const OPS: &[OpDef] = &[];
+use rten::ExtractBuffer;
+use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmUninitOptions, PackedBMatrix};
+use rten_tensor::prelude::*;
+use rten_tensor::{NdTensorView, Tensor, TensorView};
+use rten_vecmath::ExtendInit;
+
+use super::{Kernel, OpBuilder, OpDef, Run, parameter};
+use crate::error::{KernelError, OpError};
+use crate::ir::Opset::{Ios13, Ios17};
+use crate::value::{Outputs, Value, one};
+
+pub(crate) const OPS: &[OpDef] = &[
+    OpDef::new("einsum", &[Ios13], einsum),
+    OpDef::new("linear", &[Ios13, Ios17], linear),
+    OpDef::new("matmul", &[Ios13, Ios17], matmul),
+];
+
+/// The library's best kernel for this processor. Cheap: no memory, and the processor was asked once.
+fn gemm() -> GemmExecutor<f32, f32, f32> {
+    GemmExecutor::new()
+}
+
+/// The right side of a product whose contents are known at load: `[K, N]`.
+enum Weight {
+    /// In the layout that the kernel reads.
+    Packed(PackedBMatrix<f32>),
+    /// As it is: a row times a matrix reads it once, so packing gains nothing.
+    Plain(Tensor<f32>),
+}
+
+impl Weight {
+    /// `matrix` is `[K, N]`; `rows` is the number of rows of the left side, if known.
+    fn new(matrix: NdTensorView<'_, f32, 2>, rows: Option<usize>) -> Self {
+        if rows == Some(1) || matrix.is_empty() {
+            Self::Plain(matrix.as_dyn().to_tensor())
+        } else {
+            Self::Packed(gemm().prepack_b(matrix))
+        }
+    }
+
+    fn cols(&self) -> usize {
+        match self {
+            Self::Packed(b) => b.cols(),
+            Self::Plain(b) => b.size(1),
+        }
+    }
+
+    fn rows(&self) -> usize {
+        match self {
+            Self::Packed(b) => b.rows(),
+            Self::Plain(b) => b.size(0),
+        }
+    }
+}
+
+/// `x [.., K] * weight [K, N] + bias [N]`, as `[.., N]`.
+fn product(
+    run: &Run<'_, '_>,
+    x: TensorView<'_, f32>,
+    weight: &Weight,
+    bias: Option<&[f32]>,
+) -> Result<Tensor<f32>, KernelError> {
+    let (inner, cols) = (weight.rows(), weight.cols());
+    let Some((&k, lead)) = x.shape().split_last() else {
+        return Err(KernelError::shape("a matrix product of a scalar"));
+    };
+    if k != inner {
+        return Err(KernelError::shape(format!("x has rows of {k} elements, the weight takes {inner}")));
+    }
+    let shape = [lead, &[cols]].concat();
+    let count = run.check_size(&shape)?;
+    if count == 0 || k == 0 {
+        let mut out = run.zeros::<f32>(&shape)?;
+        if let (Some(bias), Some(data)) = (bias, out.data_mut()) {
+            data.chunks_mut(bias.len().max(1)).for_each(|row| row.copy_from_slice(bias));
+        }
+        return Ok(out);
+    }
+    let rows = count / cols;
+    let dense = x.to_contiguous_in(run.pool());
+    let a = NdTensorView::from_data([rows, k], dense.data());
+    let b = match weight {
+        Weight::Packed(b) => GemmInputB::Packed(b),
+        Weight::Plain(b) => GemmInputB::Unpacked(b.nd_view()),
+    };
+    let options = GemmUninitOptions { bias: bias.map(BiasVector::Row), ..GemmUninitOptions::default() };
+    let mut data = run.buffer::<f32>(&shape)?;
+    let failure = Cell::new(None);
+    data.extend_init(|memory| {
+        let memory = &mut memory[..count];
+        gemm().gemm_uninit(memory, GemmInputA::Unpacked(a), b, options.clone()).unwrap_or_else(|error| {
+            failure.set(Some(error));
+            &mut []
+        })
+    });
+    if let Some(buffer) = dense.into_inner().extract_buffer() {
+        run.pool().add(buffer);
+    }
+    match failure.into_inner() {
+        None => Ok(Tensor::from_data(&shape, data)),
+        Some(error) => Err(KernelError::library(error)),
+    }
+}
+
+/// `x [.., K] * weight [N, K] ^ T + bias [N]`.
+fn linear(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
+    let x = op.float_input("x", 1..=5)?;
+    let weight = op.constant("weight")?;
+    let &[n, k] = weight.shape() else {
+        return Err(parameter("weight", format!("expected shape [out, in], found {:?}", weight.shape())));
+    };
+    if let Some(Some(last)) = x.ty.shape.as_ref().and_then(|dims| dims.last().copied())
+        && last != k
+    {
+        return Err(parameter("weight", format!("expected {last} columns for x {}, found {k}", x.ty)));
+    }
+    let bias = op.floats_opt("bias")?;
+    if bias.as_ref().is_some_and(|bias| bias.len() != n) {
+        return Err(parameter("bias", format!("expected {n} elements, one per row of the weight")));
+    }
+    let rows = x.ty.fixed_shape().and_then(|shape| crate::types::element_count(shape.split_last()?.1));
+    let elements = weight.to_f32()?;
+    let weight = Weight::new(NdTensorView::from_data([n, k], &elements[..]).transposed(), rows);
+    Ok(Box::new(move |run| {
+        let out = product(run, run.f32(x.slot)?, &weight, bias.as_deref())?;
+        Ok(one(out))
+    }))
+}
+
+/// NumPy's `matmul`, with either side transposed first.
+fn matmul(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
+    let x = op.input("x")?;
+    let y = op.input("y")?;
+    let transpose_x = op.bool("transpose_x", false)?;
+    let transpose_y = op.bool("transpose_y", false)?;
+    for (name, side) in [("x", &x), ("y", &y)] {
+        if side.rank() == Some(0) {
+            return Err(parameter(name, "expected rank 1 or more, found a scalar"));
+        }
+    }
+    if !x.ty.dtype.is_float() {
+        return Ok(Box::new(move |run| matmul_int(run, x.slot, y.slot, transpose_x, transpose_y)));
+    }
+    // A constant matrix on the right is a weight. (The slot stays registered; reading it costs nothing.)
+    if let Some(constant) = &y.constant
+        && let &[a, b] = constant.shape()
+        && x.rank().is_some_and(|rank| rank >= 2)
+    {
+        let elements = constant.to_f32()?;
+        let view = NdTensorView::from_data([a, b], &elements[..]);
+        let rows = x.ty.fixed_shape().and_then(|shape| {
+            let inner = if transpose_x { shape[shape.len() - 2] } else { shape[shape.len() - 1] };
+            crate::types::element_count(&shape)?.checked_div(inner)
+        });
+        let weight = Weight::new(if transpose_y { view.transposed() } else { view }, rows);
+        return Ok(Box::new(move |run| {
+            let out = product(run, oriented(run.f32(x.slot)?, transpose_x), &weight, None)?;
+            Ok(one(out))
+        }));
+    }
+    Ok(Box::new(move |run| {
+        let a = oriented(run.f32(x.slot)?, transpose_x);
+        let b = oriented(run.f32(y.slot)?, transpose_y);
+        let shape = product_shape(a.shape(), b.shape())?;
+        run.check_size(&shape)?;
+        if a.shape().last() == Some(&0) {
+            return Ok(one(run.zeros::<f32>(&shape)?));
+        }
+        rten::ops::matmul::<f32, f32, f32>(run.pool(), a, b, None).map(one).map_err(KernelError::library)
+    }))
+}
+
+/// The last two dimensions swapped, if `transpose` and there are two.
+fn oriented<T>(view: TensorView<'_, T>, transpose: bool) -> TensorView<'_, T> {
+    let rank = view.ndim();
+    if !transpose || rank < 2 {
+        return view;
+    }
+    let mut order: Vec<usize> = (0..rank).collect();
+    order.swap(rank - 1, rank - 2);
+    view.permuted(&order)
+}
+
+/// Shape of `a @ b` by NumPy's rules.
+fn product_shape(a: &[usize], b: &[usize]) -> Result<Vec<usize>, KernelError> {
+    let error = || KernelError::shape(format!("shapes {a:?} and {b:?} do not multiply"));
+    let (a_lead, m, k) = match a {
+        [] => return Err(error()),
+        [k] => (&[][..], None, *k),
+        [lead @ .., m, k] => (lead, Some(*m), *k),
+    };
+    let (b_lead, k2, n) = match b {
+        [] => return Err(error()),
+        [k] => (&[][..], *k, None),
+        [lead @ .., k, n] => (lead, *k, Some(*n)),
+    };
+    if k != k2 {
+        return Err(error());
+    }
+    let rank = a_lead.len().max(b_lead.len());
+    let dim = |lead: &[usize], i: usize| (i + lead.len()).checked_sub(rank).map_or(1, |i| lead[i]);
+    let mut shape = Vec::with_capacity(rank + 2);
+    for i in 0..rank {
+        shape.push(match (dim(a_lead, i), dim(b_lead, i)) {
+            (x, y) if x == y => x,
+            (1, y) => y,
+            (x, 1) => x,
+            _ => return Err(error()),
+        });
+    }
+    shape.extend(m);
+    shape.extend(n);
+    Ok(shape)
+}
+
+/// Integer products are rare (shapes, masks): exact, with wrap-around as two's complement has it.
+fn matmul_int(
+    run: &Run<'_, '_>,
+    x: usize,
+    y: usize,
+    transpose_x: bool,
+    transpose_y: bool,
+) -> Result<Outputs, KernelError> {
+    let a = oriented(run.i32(x)?, transpose_x);
+    let b = oriented(run.i32(y)?, transpose_y);
+    let shape = product_shape(a.shape(), b.shape())?;
+    run.check_size(&shape)?;
+    let a_matrix = if a.ndim() == 1 { a.clone().with_new_axis(0) } else { a.clone() };
+    let b_matrix = if b.ndim() == 1 { b.clone().with_new_axis(1) } else { b.clone() };
+    let (m, k) = (a_matrix.size(a_matrix.ndim() - 2), a_matrix.size(a_matrix.ndim() - 1));
+    let n = b_matrix.size(b_matrix.ndim() - 1);
+    let keep = shape.len() - usize::from(a.ndim() > 1) - usize::from(b.ndim() > 1);
+    let lead = &shape[..keep];
+    let a_all = a_matrix.broadcast([lead, &[m, k]].concat().as_slice());
+    let b_all = b_matrix.broadcast([lead, &[k, n]].concat().as_slice());
+    let mut data = run.buffer::<i32>(&shape)?;
+    for (left, right) in a_all.inner_iter::<2>().zip(b_all.inner_iter::<2>()) {
+        for i in 0..m {
+            for j in 0..n {
+                let terms = (0..k).map(|l| left[[i, l]].wrapping_mul(right[[l, j]]));
+                data.push(terms.fold(0_i32, i32::wrapping_add));
+            }
+        }
+    }
+    Ok(one(Value::I32(Tensor::from_data(&shape, data))))
+}
+
+/// Products and sums over named axes, of two tensors.
+fn einsum(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
+    let values = op.inputs("values")?;
+    let equation = op.string_opt("equation")?.ok_or(OpError::Missing("equation"))?;
+    let [x, y] = &values[..] else {
+        return Err(parameter("values", format!("expected two tensors, found {}", values.len())));
+    };
+    let (x, y) = (x.slot, y.slot);
+    let terms = Equation::parse(&equation)?;
+    Ok(Box::new(move |run| {
+        let (a, b) = (run.f32(x)?, run.f32(y)?);
+        let shape = terms.shape(a.shape(), b.shape())?;
+        run.check_size(&shape)?;
+        if [a.len(), b.len()].contains(&0) {
+            return Ok(one(run.zeros::<f32>(&shape)?));
+        }
+        rten::ops::einsum(run.pool(), &[a, b], &equation).map(one).map_err(KernelError::library)
+    }))
+}
+
+/// The letters of an equation such as `bhqd,bhkd->bhqk`.
+struct Equation {
+    inputs: [Vec<char>; 2],
+    output: Vec<char>,
+}
+
+impl Equation {
+    fn parse(text: &str) -> Result<Self, OpError> {
+        let bad = || parameter("equation", format!("expected `ab,bc->ac` and the like, found `{text}`"));
+        let letters = |part: &str| -> Result<Vec<char>, OpError> {
+            let letters: Vec<char> = part.trim().chars().collect();
+            let distinct: std::collections::HashSet<_> = letters.iter().collect();
+            let fine = letters.iter().all(char::is_ascii_alphabetic) && distinct.len() == letters.len();
+            fine.then_some(letters).ok_or_else(bad)
+        };
+        let (inputs, output) = text.split_once("->").ok_or_else(bad)?;
+        let (x, y) = inputs.split_once(',').ok_or_else(bad)?;
+        let terms = Self { inputs: [letters(x)?, letters(y)?], output: letters(output)? };
+        let known = |c: &char| terms.inputs.iter().any(|input| input.contains(c));
+        if terms.output.iter().all(known) { Ok(terms) } else { Err(bad()) }
+    }
+
+    fn shape(&self, a: &[usize], b: &[usize]) -> Result<Vec<usize>, KernelError> {
+        let mut sizes = std::collections::HashMap::new();
+        for (letters, shape) in self.inputs.iter().zip([a, b]) {
+            if letters.len() != shape.len() {
+                return Err(KernelError::shape(format!(
+                    "the equation has {} axes for shape {shape:?}",
+                    letters.len()
+                )));
+            }
+            for (&letter, &size) in letters.iter().zip(shape) {
+                if *sizes.entry(letter).or_insert(size) != size {
+                    return Err(KernelError::shape(format!(
+                        "axis `{letter}` has two sizes in {a:?} and {b:?}"
+                    )));
+                }
+            }
+        }
+        Ok(self.output.iter().map(|letter| sizes[letter]).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{Case, assert_close};
+
+    fn ramp(n: usize) -> Vec<f32> {
+        (0..n).map(|i| (i as f32 * 0.37).sin()).collect()
+    }
+
+    /// The definition, without any library.
+    fn naive(a: &[f32], b: &[f32], m: usize, k: usize, n: usize) -> Vec<f32> {
+        let at = |i: usize, j: usize| (0..k).map(|l| a[i * k + l] * b[l * n + j]).sum();
+        (0..m * n).map(|x| at(x / n, x % n)).collect()
+    }
+
+    #[test]
+    fn linear_is_x_times_the_weight_transposed_plus_bias() {
+        let weight = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let (shape, data) = Case::new("linear")
+            .input("x", &[2, 1, 3], &[1.0, 0.0, -1.0, 2.0, 1.0, 0.5])
+            .floats("weight", &[2, 3], &weight)
+            .floats("bias", &[2], &[10.0, 20.0])
+            .f32();
+        assert_eq!(shape, [2, 1, 2]);
+        assert_close(&data, &[8.0, 18.0, 15.5, 36.0], 1e-6);
+    }
+
+    #[test]
+    fn linear_of_one_row_equals_linear_of_many() {
+        let weight = ramp(70 * 33);
+        let x = ramp(33 * 3);
+        let many = Case::new("linear").input("x", &[3, 33], &x).floats("weight", &[70, 33], &weight).f32().1;
+        for row in 0..3 {
+            let one = Case::new("linear")
+                .input("x", &[1, 33], &x[row * 33..][..33])
+                .floats("weight", &[70, 33], &weight)
+                .f32();
+            assert_close(&one.1, &many[row * 70..][..70], 1e-5);
+        }
+    }
+
+    #[test]
+    fn linear_of_no_columns_is_its_bias() {
+        let case = Case::new("linear").input("x", &[2, 0], &[]).floats("weight", &[3, 0], &[]);
+        assert_eq!(case.floats("bias", &[3], &[1.0, 2.0, 3.0]).f32().1, [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]);
+    }
+
+    #[test]
+    fn linear_refuses_a_weight_that_does_not_fit() {
+        let error =
+            Case::new("linear").input("x", &[2, 4], &ramp(8)).floats("weight", &[2, 3], &ramp(6)).error();
+        assert_eq!(error, "parameter `weight`: expected 4 columns for x fp32[2, 4], found 3");
+    }
+
+    #[test]
+    fn matmul_agrees_with_the_definition_in_every_orientation() {
+        let (m, k, n) = (5, 7, 3);
+        let (a, b) = (ramp(m * k), ramp(k * n));
+        let expected = naive(&a, &b, m, k, n);
+        let swap = |data: &[f32], rows: usize, cols: usize| -> Vec<f32> {
+            (0..rows * cols).map(|i| data[(i % rows) * cols + i / rows]).collect()
+        };
+        for (tx, ty, constant) in itertools(&[false, true]) {
+            let (x, x_shape) = if tx { (swap(&a, m, k), [k, m]) } else { (a.clone(), [m, k]) };
+            let (y, y_shape) = if ty { (swap(&b, k, n), [n, k]) } else { (b.clone(), [k, n]) };
+            let case =
+                Case::new("matmul").input("x", &x_shape, &x).bool("transpose_x", tx).bool("transpose_y", ty);
+            let case = if constant { case.floats("y", &y_shape, &y) } else { case.input("y", &y_shape, &y) };
+            let (shape, data) = case.f32();
+            assert_eq!(shape, [m, n]);
+            assert_close(&data, &expected, 1e-5);
+        }
+    }
+
+    fn itertools(values: &[bool]) -> Vec<(bool, bool, bool)> {
+        let mut all = Vec::new();
+        for &a in values {
+            for &b in values {
+                all.extend(values.iter().map(|&c| (a, b, c)));
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn matmul_broadcasts_leading_dimensions_and_takes_vectors() {
+        let (shape, data) = Case::new("matmul")
+            .input("x", &[2, 1, 1, 2], &[1.0, 2.0, 3.0, 4.0])
+            .input("y", &[3, 2, 1], &ramp(6))
+            .f32();
+        assert_eq!(shape, [2, 3, 1, 1]);
+        let y = ramp(6);
+        let expected: Vec<f32> = [[1.0, 2.0], [3.0, 4.0]]
+            .iter()
+            .flat_map(|x| y.chunks(2).map(|y| x[0] * y[0] + x[1] * y[1]).collect::<Vec<_>>())
+            .collect();
+        assert_close(&data, &expected, 1e-6);
+        let (shape, data) =
+            Case::new("matmul").input("x", &[2], &[1.0, 2.0]).input("y", &[2, 2], &ramp(4)).f32();
+        assert_eq!(shape, [2]);
+        assert_close(&data, &naive(&[1.0, 2.0], &ramp(4), 1, 2, 2), 1e-6);
+    }
+
+    #[test]
+    fn matmul_of_integers_is_exact() {
+        let (shape, data) = Case::new("matmul")
+            .input_i32("x", &[2, 2], &[1 << 24, 1, 3, 4])
+            .input_i32("y", &[2, 2], &[1, 1, 1, 0])
+            .i32();
+        assert_eq!((shape, data), (vec![2, 2], vec![(1 << 24) + 1, 1 << 24, 7, 3]));
+    }
+
+    #[test]
+    fn matmul_refuses_shapes_that_do_not_multiply() {
+        let error = Case::new("matmul").input("x", &[2, 3], &ramp(6)).input("y", &[2, 3], &ramp(6)).error();
+        assert_eq!(error, "shapes [2, 3] and [2, 3] do not multiply");
+    }
+
+    #[test]
+    fn einsum_agrees_with_matmul() {
+        let (x, y) = (ramp(12), ramp(12));
+        let (shape, data) = Case::new("einsum")
+            .inputs("values", &[(&[2, 2, 3], &x), (&[2, 2, 3], &y)])
+            .string("equation", "bqd,bkd->bqk")
+            .f32();
+        let expected = Case::new("matmul")
+            .input("x", &[2, 2, 3], &x)
+            .input("y", &[2, 2, 3], &y)
+            .bool("transpose_y", true);
+        assert_eq!(shape, [2, 2, 2]);
+        assert_close(&data, &expected.f32().1, 1e-6);
+    }
+
+    #[test]
+    fn einsum_refuses_axes_of_two_sizes() {
+        let case = Case::new("einsum").inputs("values", &[(&[2, 3], &ramp(6)), (&[2, 2], &ramp(4))]);
+        assert_eq!(
+            case.string("equation", "ab,bc->ac").error(),
+            "axis `b` has two sizes in [2, 3] and [2, 2]"
+        );
+    }
+}
