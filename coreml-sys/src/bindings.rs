@@ -56,7 +56,6 @@ pub const CML_PIXEL_GRAY8: CmlPixelFormat = 1278226488;
 #[doc = " 'L00h'"]
 pub const CML_PIXEL_GRAY16F: CmlPixelFormat = 1278226536;
 pub const CML_CONFIG_LOW_PRECISION_ACCUMULATION: u32 = 1;
-#[doc = " Configuration flags."]
 #[repr(C)]
 #[derive(Debug)]
 pub struct CmlError {
@@ -282,7 +281,7 @@ const _: () = {
     ["Offset of field: CmlScalarView::float64"][::core::mem::offset_of!(CmlScalarView, float64) - 16usize];
     ["Offset of field: CmlScalarView::string"][::core::mem::offset_of!(CmlScalarView, string) - 24usize];
 };
-#[doc = " A dictionary {key: double} or a sequence [key]; exactly one of the key arrays is set, `values` only for a\ndictionary. Arrays are borrowed: from the caller on the way in, from the value on the way out."]
+#[doc = " A dictionary {key: double} or a sequence \\[key\\]; exactly one of the key arrays is set, `values` only for a\ndictionary. Arrays are borrowed: from the caller on the way in, from the value on the way out."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct CmlEntries {
@@ -353,7 +352,7 @@ pub struct CmlBridge {
     pub struct_size: u32,
     #[doc = " the bridge's own; first argument of the slots that make things"]
     pub self_: *mut ::core::ffi::c_void,
-    #[doc = " ---- the bridge [F] ---- */\n/* JSON: {\"name\", \"version\", \"system\", \"dtypes\": [..], \"features\": [..], \"devices\": [..]}."]
+    #[doc = " JSON: {\"name\", \"version\", \"system\", \"dtypes\": \\[..\\], \"features\": \\[..\\], \"devices\": \\[..\\]}."]
     pub backend_info: ::core::option::Option<
         unsafe extern "C" fn(
             self_: *mut ::core::ffi::c_void,
@@ -361,7 +360,7 @@ pub struct CmlBridge {
             error: *mut *mut CmlError,
         ) -> CmlStatus,
     >,
-    #[doc = " ---- errors and blobs [F] ---- */\n/* Depth 0 is the error itself; beyond the chain the view is all zero. Strings borrow from the error."]
+    #[doc = " Depth 0 is the error itself; beyond the chain the view is all zero. Strings borrow from the error."]
     pub error_view: ::core::option::Option<
         unsafe extern "C" fn(error: *const CmlError, depth: u32, view: *mut CmlErrorView),
     >,
@@ -369,7 +368,7 @@ pub struct CmlBridge {
     pub error_free: ::core::option::Option<unsafe extern "C" fn(error: *mut CmlError)>,
     pub blob_bytes: ::core::option::Option<unsafe extern "C" fn(blob: *const CmlBlob) -> CmlStr>,
     pub blob_free: ::core::option::Option<unsafe extern "C" fn(blob: *mut CmlBlob)>,
-    #[doc = " ---- models ---- */\n/* [F] Compile `source` (.mlmodel, .mlpackage) into `folder`; returns the path of the result. With no folder\nthe result is in a temporary one, which the caller then owns. Nothing is left behind on failure."]
+    #[doc = " \\[F\\] Compile `source` (.mlmodel, .mlpackage) into `folder`; returns the path of the result. With no folder\nthe result is in a temporary one, which the caller then owns. Nothing is left behind on failure."]
     pub model_compile: ::core::option::Option<
         unsafe extern "C" fn(
             self_: *mut ::core::ffi::c_void,
@@ -379,7 +378,7 @@ pub struct CmlBridge {
             error: *mut *mut CmlError,
         ) -> CmlStatus,
     >,
-    #[doc = " [F] Load .mlmodel, .mlpackage or .mlmodelc; what needs compiling is compiled, see rule 9."]
+    #[doc = " \\[F\\] Load .mlmodel, .mlpackage or .mlmodelc; what needs compiling is compiled, see rule 9."]
     pub model_load: ::core::option::Option<
         unsafe extern "C" fn(
             self_: *mut ::core::ffi::c_void,
@@ -389,7 +388,7 @@ pub struct CmlBridge {
             error: *mut *mut CmlError,
         ) -> CmlStatus,
     >,
-    #[doc = " [S] JSON, see docs/abi.md, \"Description\"."]
+    #[doc = " \\[S\\] JSON, see docs/abi.md, \"Description\"."]
     pub model_describe: ::core::option::Option<
         unsafe extern "C" fn(
             model: *mut CmlModel,
@@ -397,7 +396,7 @@ pub struct CmlBridge {
             error: *mut *mut CmlError,
         ) -> CmlStatus,
     >,
-    #[doc = " [S] One prediction. `names[i]` names `inputs[i]`. `state` is NULL or [S] too."]
+    #[doc = " \\[S\\] One prediction. `names[i]` names `inputs[i]`. `state` is NULL or \\[S\\] too."]
     pub model_predict: ::core::option::Option<
         unsafe extern "C" fn(
             model: *mut CmlModel,
@@ -410,13 +409,11 @@ pub struct CmlBridge {
             error: *mut *mut CmlError,
         ) -> CmlStatus,
     >,
-    #[doc = " [F]"]
+    #[doc = " \\[F\\]"]
     pub model_release: ::core::option::Option<unsafe extern "C" fn(model: *mut CmlModel)>,
-    #[doc = " ---- results [F] ----"]
     pub result_view:
         ::core::option::Option<unsafe extern "C" fn(result: *const CmlResult, view: *mut CmlResultView)>,
     pub result_free: ::core::option::Option<unsafe extern "C" fn(result: *mut CmlResult)>,
-    #[doc = " ---- values: the count is [F], the contents [S] ----"]
     pub value_kind: ::core::option::Option<unsafe extern "C" fn(value: *const CmlValue) -> CmlKind>,
     pub value_retain: ::core::option::Option<unsafe extern "C" fn(value: *mut CmlValue)>,
     pub value_release: ::core::option::Option<unsafe extern "C" fn(value: *mut CmlValue)>,
@@ -539,7 +536,6 @@ pub struct CmlBridge {
             error: *mut *mut CmlError,
         ) -> CmlStatus,
     >,
-    #[doc = " ---- states [S] ----"]
     pub state_new: ::core::option::Option<
         unsafe extern "C" fn(
             model: *mut CmlModel,

@@ -7,7 +7,8 @@ use std::path::Path;
 
 /// What must be in the file: a wrong allow list silently gives an empty one.
 #[cfg(feature = "bindings")]
-const CANARIES: &[&str] = &["pub struct CmlBridge", "pub model_predict:", "fn cml_bridge_coreml", "CML_KIND_TENSOR"];
+const CANARIES: &[&str] =
+    &["pub struct CmlBridge", "pub model_predict:", "fn cml_bridge_coreml", "CML_KIND_TENSOR"];
 
 /// Regenerates the bindings, or with `check` compares them with the committed ones.
 #[cfg(feature = "bindings")]
@@ -27,8 +28,11 @@ pub(crate) fn run(root: &Path, check: bool) -> anyhow::Result<()> {
         .prepend_enum_name(false)
         .derive_default(false)
         .layout_tests(true)
+        .parse_callbacks(Box::new(Comments))
         .use_core()
-        .raw_line("// Generated from bridge-objc/include/coreml_bridge.h by `cargo xtask bindings`: do not edit.")
+        .raw_line(
+            "// Generated from bridge-objc/include/coreml_bridge.h by `cargo xtask bindings`: do not edit.",
+        )
         .disable_header_comment()
         .rust_target(bindgen::RustTarget::stable(85, 0).map_err(|error| anyhow::anyhow!("{error:?}"))?)
         .rust_edition(bindgen::RustEdition::Edition2024)
@@ -36,6 +40,7 @@ pub(crate) fn run(root: &Path, check: bool) -> anyhow::Result<()> {
         .generate()
         .context("bindgen failed on the header")?
         .to_string();
+    let generated = name_constant_types(&generated)?;
     let generated = with_named_types(&generated);
     for canary in CANARIES {
         ensure!(generated.contains(canary), "the bindings lack `{canary}`");
@@ -66,7 +71,10 @@ fn with_named_types(generated: &str) -> String {
             _ if name.starts_with("CML_CONFIG_") => "u32",
             _ => "CmlStatus",
         };
-        Some(format!("pub const {name}: {ty} {}", value.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start()))
+        Some(format!(
+            "pub const {name}: {ty} {}",
+            value.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start()
+        ))
     };
     let lines = generated.lines().filter(|line| !line.starts_with("pub type _bindgen_ty_"));
     let mut text: String = lines.map(|line| named(line).unwrap_or_else(|| line.to_owned()) + "\n").collect();
@@ -76,11 +84,85 @@ fn with_named_types(generated: &str) -> String {
     text
 }
 
+/// Which type the constants of a prefix have; the first match counts. C gives an anonymous `enum` no name of its own, so
+/// bindgen invents one that fits no field of the table.
+#[cfg(feature = "bindings")]
+const CONSTANT_TYPES: &[(&str, &str)] = &[
+    ("CML_DTYPE_", "CmlDtype"),
+    ("CML_KIND_", "CmlKind"),
+    ("CML_COMPUTE_", "CmlComputeUnits"),
+    ("CML_PIXEL_", "CmlPixelFormat"),
+    ("CML_CONFIG_", "u32"),
+    ("CML_", "CmlStatus"),
+];
+
+/// Gives each constant of an anonymous `enum` the type that the table's fields have, and drops the invented ones.
+#[cfg(feature = "bindings")]
+fn name_constant_types(generated: &str) -> anyhow::Result<String> {
+    use anyhow::Context;
+
+    const INVENTED: &str = "_bindgen_ty_";
+    let mut lines: Vec<String> = Vec::new();
+    for line in generated.lines() {
+        if line.starts_with("pub type _bindgen_ty_") {
+            while lines.last().is_some_and(|above| above.starts_with("#[doc")) {
+                lines.pop();
+            }
+            continue;
+        }
+        let Some((head, tail)) = line.split_once(INVENTED) else {
+            lines.push(line.to_owned());
+            continue;
+        };
+        let name = head.strip_prefix("pub const ").context("bindgen's anonymous enums look different now")?;
+        let (_, constant_type) = CONSTANT_TYPES
+            .iter()
+            .find(|(prefix, _)| name.starts_with(prefix))
+            .with_context(|| format!("no type is known for the constant {name}"))?;
+        lines.push(format!("{head}{constant_type}{}", tail.trim_start_matches(|c: char| c.is_ascii_digit())));
+    }
+    lines.push(String::new());
+    Ok(lines.join("\n"))
+}
+
+/// Turns the header's comments into Markdown: one block comment may follow another, and slots are named with backquotes.
+#[cfg(feature = "bindings")]
+#[derive(Debug)]
+struct Comments;
+
+#[cfg(feature = "bindings")]
+impl bindgen::callbacks::ParseCallbacks for Comments {
+    fn process_comment(&self, comment: &str) -> Option<String> {
+        let lines: Vec<&str> = comment
+            .lines()
+            .map(|line| line.trim().trim_start_matches("/*").trim_end_matches("*/").trim())
+            .filter(|line| !line.starts_with("----"))
+            .collect();
+        // Rustdoc would take `[..]` for a link, but not inside backquotes: the odd pieces.
+        let text = lines.join("\n");
+        let text = text.split('`').enumerate().map(|(i, piece)| match i % 2 {
+            0 => piece.replace('[', "\\[").replace(']', "\\]"),
+            _ => piece.to_owned(),
+        });
+        let text = text.collect::<Vec<_>>().join("`");
+        Some(if text.is_empty() { text } else { format!(" {text}") })
+    }
+}
+
 /// Runs the verb again with bindgen compiled in.
 #[cfg(not(feature = "bindings"))]
 pub(crate) fn run(root: &Path, check: bool) -> anyhow::Result<()> {
     let mut command = std::process::Command::new(env!("CARGO"));
-    command.current_dir(root).args(["run", "--quiet", "--package", "xtask", "--features", "bindings", "--", "bindings"]);
+    command.current_dir(root).args([
+        "run",
+        "--quiet",
+        "--package",
+        "xtask",
+        "--features",
+        "bindings",
+        "--",
+        "bindings",
+    ]);
     if check {
         command.arg("--check");
     }
