@@ -44,17 +44,6 @@ impl CmlStr {
     /// "None": a null pointer and no bytes.
     pub const NONE: CmlStr = CmlStr { ptr: ptr::null(), len: 0 };
 
-    /// Borrows `text`; the result must not outlive it.
-    ///
-    /// ```
-    /// let name = String::from("image");
-    /// assert_eq!(coreml_sys::CmlStr::new(&name).len, 5);
-    /// ```
-    #[must_use]
-    pub const fn new(text: &str) -> CmlStr {
-        CmlStr { ptr: text.as_ptr().cast(), len: text.len() }
-    }
-
     /// The bytes, if there are any; they are UTF-8 when the other side keeps the contract, which is for the caller to check.
     ///
     /// # Safety
@@ -63,16 +52,23 @@ impl CmlStr {
     ///
     /// ```
     /// let name = String::from("image");
-    /// let borrowed = coreml_sys::CmlStr::new(&name);
+    /// let borrowed = coreml_sys::CmlStr::from(name.as_str());
     /// // SAFETY: `name` outlives the use.
-    /// assert_eq!(unsafe { borrowed.bytes() }, b"image");
+    /// assert_eq!(unsafe { borrowed.as_bytes() }, b"image");
     /// ```
     #[must_use]
-    pub const unsafe fn bytes<'a>(self) -> &'a [u8] {
+    pub const unsafe fn as_bytes<'a>(self) -> &'a [u8] {
         if self.ptr.is_null() {
             return &[];
         }
         // SAFETY: not null, and the caller promises the rest.
         unsafe { core::slice::from_raw_parts(self.ptr.cast(), self.len) }
+    }
+}
+
+/// Borrows the text: the result must not outlive its use on the other side.
+impl From<&str> for CmlStr {
+    fn from(text: &str) -> CmlStr {
+        CmlStr { ptr: text.as_ptr().cast(), len: text.len() }
     }
 }

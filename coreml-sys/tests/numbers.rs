@@ -42,11 +42,18 @@ fn pixel_formats_are_core_videos_four_character_codes() {
 }
 
 #[test]
+fn the_head_of_the_table_never_moves() {
+    assert_eq!(core::mem::offset_of!(CmlBridge, abi_version), 0);
+    assert_eq!(core::mem::offset_of!(CmlBridge, struct_size), 4);
+    assert_eq!(core::mem::offset_of!(CmlBridge, self_), 8);
+}
+
+#[test]
 fn a_string_borrows_its_text_and_none_is_empty() {
     let text = String::from("probabilities");
-    let borrowed = CmlStr::new(&text);
+    let borrowed = CmlStr::from(text.as_str());
     // SAFETY: `text` outlives the use.
-    assert_eq!(unsafe { borrowed.bytes() }, text.as_bytes());
+    assert_eq!(unsafe { borrowed.as_bytes() }, text.as_bytes());
     // SAFETY: none is null.
-    assert!(unsafe { CmlStr::NONE.bytes() }.is_empty());
+    assert!(unsafe { CmlStr::NONE.as_bytes() }.is_empty());
 }
