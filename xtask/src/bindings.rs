@@ -41,7 +41,6 @@ pub(crate) fn run(root: &Path, check: bool) -> anyhow::Result<()> {
         .context("bindgen failed on the header")?
         .to_string();
     let generated = name_constant_types(&generated)?;
-    let generated = with_named_types(&generated);
     for canary in CANARIES {
         ensure!(generated.contains(canary), "the bindings lack `{canary}`");
     }
@@ -56,32 +55,6 @@ pub(crate) fn run(root: &Path, check: bool) -> anyhow::Result<()> {
     }
     println!("bindings: as the header has it");
     Ok(())
-}
-
-/// The header's enums are anonymous, since C gives them no fixed size; each constant gets the type that the header uses it by.
-#[cfg(feature = "bindings")]
-fn with_named_types(generated: &str) -> String {
-    let named = |line: &str| -> Option<String> {
-        let (name, value) = line.strip_prefix("pub const ")?.split_once(": _bindgen_ty_")?;
-        let ty = match name {
-            _ if name.starts_with("CML_DTYPE_") => "CmlDtype",
-            _ if name.starts_with("CML_KIND_") => "CmlKind",
-            _ if name.starts_with("CML_COMPUTE_") => "CmlComputeUnits",
-            _ if name.starts_with("CML_PIXEL_") => "CmlPixelFormat",
-            _ if name.starts_with("CML_CONFIG_") => "u32",
-            _ => "CmlStatus",
-        };
-        Some(format!(
-            "pub const {name}: {ty} {}",
-            value.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start()
-        ))
-    };
-    let lines = generated.lines().filter(|line| !line.starts_with("pub type _bindgen_ty_"));
-    let mut text: String = lines.map(|line| named(line).unwrap_or_else(|| line.to_owned()) + "\n").collect();
-    if !generated.ends_with('\n') {
-        text.pop();
-    }
-    text
 }
 
 /// Which type the constants of a prefix have; the first match counts. C gives an anonymous `enum` no name of its own, so
