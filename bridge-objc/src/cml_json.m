@@ -1,0 +1,101 @@
+/* A writer of JSON: grows one buffer, remembers a failure until the end. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cml_internal.h"
+
+static void cml_json_put(CmlJson *json, const char *bytes, size_t length) {
+  if (json->failed) return;
+  if (length > json->capacity - json->length) {
+    size_t wanted = json->capacity * 2 + length + 256;
+    char *grown = wanted > json->capacity ? realloc(json->bytes, wanted) : NULL;
+    if (grown == NULL) {
+      json->failed = true;
+      return;
+    }
+    json->bytes = grown;
+    json->capacity = wanted;
+  }
+  memcpy(json->bytes + json->length, bytes, length);
+  json->length += length;
+}
+
+static void cml_json_separate(CmlJson *json) {
+  if (json->comma) cml_json_put(json, ",", 1);
+  json->comma = true;
+}
+
+static void cml_json_quote(CmlJson *json, const char *text, size_t length) {
+  cml_json_put(json, "\"", 1);
+  for (size_t i = 0; i < length; i++) {
+    unsigned char c = (unsigned char)text[i];
+    if (c == '"' || c == '\\') {
+      char escaped[2] = {'\\', (char)c};
+      cml_json_put(json, escaped, 2);
+    } else if (c < 0x20) {
+      char escaped[7];
+      snprintf(escaped, sizeof escaped, "\\u%04x", c);
+      cml_json_put(json, escaped, 6);
+    } else {
+      cml_json_put(json, text + i, 1);
+    }
+  }
+  cml_json_put(json, "\"", 1);
+}
+
+void cml_json_open(CmlJson *json, char bracket) {
+  cml_json_separate(json);
+  cml_json_put(json, &bracket, 1);
+  json->comma = false;
+}
+
+void cml_json_close(CmlJson *json, char bracket) {
+  cml_json_put(json, &bracket, 1);
+  json->comma = true;
+}
+
+void cml_json_key(CmlJson *json, const char *key) {
+  cml_json_text(json, key);
+  cml_json_put(json, ":", 1);
+  json->comma = false;
+}
+
+void cml_json_name(CmlJson *json, NSString *key) {
+  cml_json_string(json, key);
+  cml_json_put(json, ":", 1);
+  json->comma = false;
+}
+
+void cml_json_string(CmlJson *json, NSString *string) {
+  NSData *data = [string dataUsingEncoding:NSUTF8StringEncoding allowLossyConversion:YES];
+  cml_json_separate(json);
+  cml_json_quote(json, data.bytes, data.length);
+}
+
+void cml_json_text(CmlJson *json, const char *text) {
+  cml_json_separate(json);
+  cml_json_quote(json, text, strlen(text));
+}
+
+void cml_json_int64(CmlJson *json, int64_t number) {
+  char text[24];
+  int length = snprintf(text, sizeof text, "%lld", (long long)number);
+  cml_json_separate(json);
+  cml_json_put(json, text, (size_t)length);
+}
+
+void cml_json_bool(CmlJson *json, bool value) {
+  cml_json_separate(json);
+  cml_json_put(json, value ? "true" : "false", value ? 4 : 5);
+}
+
+CmlStatus cml_json_finish(CmlJson *json, CmlBlob **blob, CmlError **error) {
+  char *bytes = json->bytes;
+  json->bytes = NULL;
+  if (json->failed) {
+    free(bytes);
+    bytes = NULL;
+  }
+  return cml_blob_take(bytes, json->length, blob, error);
+}

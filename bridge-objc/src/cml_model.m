@@ -1,0 +1,317 @@
+/* Compiling and loading. */
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "cml_internal.h"
+
+_Static_assert((int)MLComputeUnitsCPUOnly == CML_COMPUTE_CPU_ONLY, "rule 10");
+_Static_assert((int)MLComputeUnitsCPUAndGPU == CML_COMPUTE_CPU_AND_GPU, "rule 10");
+_Static_assert((int)MLComputeUnitsAll == CML_COMPUTE_ALL, "rule 10");
+
+/* ---- paths ---- */
+
+/* An existing file or folder. */
+static CmlStatus cml_path(CmlStr text, const char *what, NSString **path, CmlError **error) {
+  *path = cml_string(text);
+  if (text.len == 0 || *path == nil || memchr(text.ptr, 0, text.len) != NULL) {
+    return cml_fail(error, CML_INVALID_ARGUMENT, "the %s is not a path in UTF-8", what);
+  }
+  if (![[NSFileManager defaultManager] fileExistsAtPath:*path]) {
+    return cml_fail(error, CML_NOT_FOUND, "there is no %s at %s", what, cml_utf8(*path));
+  }
+  return CML_OK;
+}
+
+static void cml_remove(NSString *path) {
+  if (path != nil) (void)[[NSFileManager defaultManager] removeItemAtPath:path error:NULL];
+}
+
+/* ---- compiling ---- */
+
+/* Core ML puts what it compiles into a temporary folder of its own; *compiled is the caller's to delete. */
+static CmlStatus cml_compile(NSString *source, NSString **compiled, CmlError **error) {
+  NSError *cause = nil;
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wdeprecated-declarations" /* the replacement is asynchronous; we are not */
+  NSURL *made = [MLModel compileModelAtURL:[NSURL fileURLWithPath:source] error:&cause];
+#pragma clang diagnostic pop
+  if (made.path == nil) return cml_fail_nserror(error, CML_FRAMEWORK, cause, "compiling the model");
+  *compiled = made.path;
+  return CML_OK;
+}
+
+/* Moves `compiled` into `folder`, named after `source`, in the place of an older one of that name. */
+static CmlStatus cml_install(NSString *compiled, NSString *source, NSString *folder, NSString **result,
+                             CmlError **error) {
+  NSFileManager *files = [NSFileManager defaultManager];
+  NSString *name = [source.lastPathComponent.stringByDeletingPathExtension stringByAppendingPathExtension:@"mlmodelc"];
+  NSString *target = [folder stringByAppendingPathComponent:name];
+  NSString *aside = nil;
+  NSError *cause = nil;
+  if ([files fileExistsAtPath:target]) {
+    NSString *unique = [[NSProcessInfo processInfo] globallyUniqueString];
+    aside = [folder stringByAppendingPathComponent:[@".replaced-" stringByAppendingString:unique]];
+    if (![files moveItemAtPath:target toPath:aside error:&cause]) {
+      return cml_fail_nserror(error, CML_FRAMEWORK, cause, "replacing the older compiled model");
+    }
+  }
+  if (![files moveItemAtPath:compiled toPath:target error:&cause]) {
+    cml_remove(target); /* a move across file systems may stop half way */
+    if (aside != nil) (void)[files moveItemAtPath:aside toPath:target error:NULL];
+    return cml_fail_nserror(error, CML_FRAMEWORK, cause, "moving the compiled model into the folder");
+  }
+  cml_remove(aside);
+  *result = target;
+  return CML_OK;
+}
+
+static CmlStatus cml_compile_to(CmlStr source, CmlStr folder, CmlBlob **path, CmlError **error) {
+  NSString *from = nil, *into = nil, *compiled = nil;
+  CmlStatus status = cml_path(source, "model", &from, error);
+  if (status == CML_OK && folder.len > 0) {
+    BOOL is_folder = NO;
+    status = cml_path(folder, "folder", &into, error);
+    if (status == CML_OK && !([[NSFileManager defaultManager] fileExistsAtPath:into isDirectory:&is_folder] && is_folder)) {
+      status = cml_fail(error, CML_INVALID_ARGUMENT, "%s is not a folder", cml_utf8(into));
+    }
+  }
+  if (status == CML_OK && [from.pathExtension isEqualToString:@"mlmodelc"]) {
+    status = cml_fail(error, CML_INVALID_ARGUMENT, "%s is compiled already", cml_utf8(from));
+  }
+  if (status != CML_OK) return status;
+  @try {
+    status = cml_compile(from, &compiled, error);
+    if (status == CML_OK && into != nil) {
+      NSString *installed = nil;
+      status = cml_install(compiled, from, into, &installed, error);
+      if (status == CML_OK) compiled = installed;
+    }
+    if (status == CML_OK) {
+      CmlStr text = cml_string_copy(compiled);
+      status = cml_blob_take((char *)text.ptr, text.len, path, error);
+    }
+  } @finally {
+    if (*path == NULL) cml_remove(compiled);
+  }
+  return status;
+}
+
+CmlStatus cml_model_compile(void *self, CmlStr source, CmlStr folder, CmlBlob **path, CmlError **error) {
+  (void)self;
+  CML_CLEAR(error);
+  if (path == NULL) return cml_fail(error, CML_INVALID_ARGUMENT, "there is no place for the path");
+  *path = NULL;
+  CmlStatus status = CML_OK;
+  CML_TRY
+  status = cml_compile_to(source, folder, path, error);
+  CML_CATCH(status, error)
+  return status;
+}
+
+/* ---- the functions of a model ---- */
+
+/* Core ML answers later, on a thread of its own. Whoever lets go last, the waiter or the answer, frees this. */
+typedef struct CmlAnswer {
+  pthread_mutex_t lock;
+  pthread_cond_t given;
+  int holders;
+  bool done;
+  NSArray *names; /* retained */
+} CmlAnswer;
+
+static void cml_answer_drop(CmlAnswer *answer) { /* with the lock held; gives it up */
+  bool last = --answer->holders == 0;
+  pthread_mutex_unlock(&answer->lock);
+  if (!last) return;
+  [answer->names release];
+  pthread_cond_destroy(&answer->given);
+  pthread_mutex_destroy(&answer->lock);
+  free(answer);
+}
+
+static void cml_answer_give(CmlAnswer *answer, NSArray *names) {
+  pthread_mutex_lock(&answer->lock);
+  if (!answer->done) answer->names = [names retain];
+  answer->done = true;
+  pthread_cond_signal(&answer->given);
+  cml_answer_drop(answer);
+}
+
+enum { CML_ANSWER_SECONDS = 20 }; /* an answer that never comes must not hang a load */
+
+static NSArray<NSString *> *cml_answer_wait(CmlAnswer *answer) {
+  struct timespec until;
+  clock_gettime(CLOCK_REALTIME, &until);
+  until.tv_sec += CML_ANSWER_SECONDS;
+  pthread_mutex_lock(&answer->lock);
+  while (!answer->done && pthread_cond_timedwait(&answer->given, &answer->lock, &until) != ETIMEDOUT) {
+  }
+  NSArray *names = [[answer->names retain] autorelease];
+  cml_answer_drop(answer);
+  return names;
+}
+
+NSArray<NSString *> *cml_function_names(NSString *compiled) {
+  CML_IF_OS(15, 0, 18.0) {
+    MLModelAsset *asset = [MLModelAsset modelAssetWithURL:[NSURL fileURLWithPath:compiled] error:NULL];
+    if (asset == nil) return nil;
+    CmlAnswer *answer = calloc(1, sizeof *answer);
+    if (answer == NULL) return nil;
+    pthread_mutex_init(&answer->lock, NULL);
+    pthread_cond_init(&answer->given, NULL);
+    answer->holders = 2;
+    bool asked = false;
+    @try {
+      [asset functionNamesWithCompletionHandler:^(NSArray<NSString *> *names, NSError *cause) {
+        (void)cause;
+        cml_answer_give(answer, names);
+      }];
+      asked = true;
+    } @finally {
+      if (!asked) { /* the call threw: no answer will come */
+        cml_answer_give(answer, nil);
+        pthread_mutex_lock(&answer->lock);
+        cml_answer_drop(answer);
+      }
+    }
+    return cml_answer_wait(answer);
+  }
+  return nil;
+}
+
+/* ---- loading ---- */
+
+static CmlStatus cml_configure(const CmlConfig *config, MLModelConfiguration *settings, NSString **function,
+                               CmlError **error) {
+  if (config == NULL) return CML_OK;
+  if (!CML_REACHES(CmlConfig, config, size)) {
+    return cml_fail(error, CML_INVALID_ARGUMENT, "the configuration has size %u, which is too small", config->size);
+  }
+  if (CML_REACHES(CmlConfig, config, compute_units)) {
+    switch (config->compute_units) {
+      case CML_COMPUTE_CPU_ONLY:
+      case CML_COMPUTE_CPU_AND_GPU:
+      case CML_COMPUTE_ALL: settings.computeUnits = (MLComputeUnits)config->compute_units; break;
+      case CML_COMPUTE_CPU_AND_NEURAL_ENGINE: {
+        bool set = false;
+        CML_IF_OS(13, 0, 16.0) {
+          settings.computeUnits = MLComputeUnitsCPUAndNeuralEngine;
+          set = true;
+        }
+        if (!set) return cml_fail_os(error, "CPU and Neural Engine without GPU", "macOS 13 or iOS 16");
+        break;
+      }
+      default:
+        return cml_fail(error, CML_INVALID_ARGUMENT, "%d does not name compute units", config->compute_units);
+    }
+  }
+  if (CML_REACHES(CmlConfig, config, flags)) {
+    if ((config->flags & ~(uint32_t)CML_CONFIG_LOW_PRECISION_ACCUMULATION) != 0) {
+      return cml_fail(error, CML_INVALID_ARGUMENT, "0x%x has unknown configuration flags", config->flags);
+    }
+    if ((config->flags & CML_CONFIG_LOW_PRECISION_ACCUMULATION) != 0) settings.allowLowPrecisionAccumulationOnGPU = YES;
+  }
+  if (CML_REACHES(CmlConfig, config, threads) && config->threads != 0) {
+    return cml_fail(error, CML_UNSUPPORTED, "Core ML chooses the number of CPU threads itself; %u was asked for",
+                    config->threads);
+  }
+  if (CML_REACHES(CmlConfig, config, function_name) && config->function_name.len > 0) {
+    NSString *name = cml_string(config->function_name);
+    if (name == nil) return cml_fail(error, CML_INVALID_ARGUMENT, "the function name is not UTF-8");
+    CML_IF_OS(15, 0, 18.0) {
+      settings.functionName = name;
+      *function = name;
+    }
+    if (*function == nil) return cml_fail_os(error, "choosing a function of a model", "macOS 15 or iOS 18");
+  }
+  if (CML_REACHES(CmlConfig, config, display_name) && config->display_name.len > 0) {
+    NSString *name = cml_string(config->display_name);
+    bool set = false;
+    if (name == nil) return cml_fail(error, CML_INVALID_ARGUMENT, "the display name is not UTF-8");
+    CML_IF_OS(13, 0, 16.0) {
+      settings.modelDisplayName = name;
+      set = true;
+    }
+    if (!set) return cml_fail_os(error, "a display name", "macOS 13 or iOS 16");
+  }
+  return CML_OK;
+}
+
+static CmlStatus cml_load(CmlModel *model, CmlStr path, const CmlConfig *config, CmlError **error) {
+  NSString *source = nil, *function = nil;
+  MLModelConfiguration *settings = [[[MLModelConfiguration alloc] init] autorelease];
+  CmlStatus status = cml_configure(config, settings, &function, error);
+  if (status == CML_OK) status = cml_path(path, "model", &source, error);
+  if (status != CML_OK) return status;
+  NSString *extension = source.pathExtension;
+  NSString *compiled = source;
+  if ([extension isEqualToString:@"mlmodel"] || [extension isEqualToString:@"mlpackage"]) {
+    status = cml_compile(source, &compiled, error);
+    if (status != CML_OK) return status;
+    model->owns_compiled = true;
+  } else if (![extension isEqualToString:@"mlmodelc"]) {
+    return cml_fail(error, CML_UNSUPPORTED, "%s is neither .mlmodel nor .mlpackage nor .mlmodelc", cml_utf8(source));
+  }
+  model->compiled = [compiled retain];
+  if (function != nil) {
+    NSArray<NSString *> *functions = cml_function_names(compiled);
+    if (functions.count > 0 && ![functions containsObject:function]) {
+      return cml_fail(error, CML_NOT_FOUND, "the model has no function '%s', but %s", cml_utf8(function),
+                      cml_utf8([functions componentsJoinedByString:@", "]));
+    }
+    model->functions = [functions retain];
+    model->function = [function retain];
+  }
+  NSError *cause = nil;
+  MLModel *loaded = [MLModel modelWithContentsOfURL:[NSURL fileURLWithPath:compiled]
+                                      configuration:settings
+                                              error:&cause];
+  if (loaded == nil) return cml_fail_nserror(error, CML_FRAMEWORK, cause, "loading the model");
+  model->model = [loaded retain];
+  MLModelDescription *description = loaded.modelDescription;
+  model->inputs = [description.inputDescriptionsByName retain];
+  model->outputs = [description.outputDescriptionsByName retain];
+  CML_IF_OS(15, 0, 18.0) model->states = [description.stateDescriptionsByName retain];
+  return CML_OK;
+}
+
+void cml_model_release(CmlModel *model) {
+  if (!cml_is(model, &cml_tag_model) || !cml_handle_drop(model)) return;
+  CmlStatus ignored = CML_OK;
+  CML_TRY
+  [model->inputs release];
+  [model->outputs release];
+  [model->states release];
+  [model->functions release];
+  [model->function release];
+  [model->model release];
+  CML_CATCH(ignored, (CmlError **)NULL)
+  CML_TRY /* whatever became of the model, its folder goes */
+  if (model->owns_compiled) cml_remove(model->compiled);
+  [model->compiled release];
+  CML_CATCH(ignored, (CmlError **)NULL)
+  (void)ignored;
+  cml_handle_delete(model);
+}
+
+CmlStatus cml_model_load(void *self, CmlStr path, const CmlConfig *config, CmlModel **out, CmlError **error) {
+  (void)self;
+  CML_CLEAR(error);
+  if (out == NULL) return cml_fail(error, CML_INVALID_ARGUMENT, "there is no place for the model");
+  *out = NULL;
+  CmlModel *model = cml_handle_new(sizeof *model, &cml_tag_model);
+  if (model == NULL) return cml_fail_memory(error);
+  CmlStatus status = CML_OK;
+  CML_TRY
+  status = cml_load(model, path, config, error);
+  CML_CATCH(status, error)
+  if (status == CML_OK) {
+    *out = model;
+  } else {
+    cml_model_release(model);
+  }
+  return status;
+}

@@ -1,0 +1,117 @@
+/* The table. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "cml_internal.h"
+
+/* ---- what this bridge is ---- */
+
+static void cml_info_list(CmlJson *json, const char *key, const char *const *items, size_t n) {
+  cml_json_key(json, key);
+  cml_json_open(json, '[');
+  for (size_t i = 0; i < n; i++) cml_json_text(json, items[i]);
+  cml_json_close(json, ']');
+}
+
+static void cml_info_devices(CmlJson *json) {
+  CML_IF_OS(14, 0, 17.0) {
+    cml_json_key(json, "devices");
+    cml_json_open(json, '[');
+    for (id device in MLAllComputeDevices()) {
+      if ([device isKindOfClass:[MLCPUComputeDevice class]]) cml_json_text(json, "cpu");
+      if ([device isKindOfClass:[MLGPUComputeDevice class]]) cml_json_text(json, "gpu");
+      if ([device isKindOfClass:[MLNeuralEngineComputeDevice class]]) cml_json_text(json, "neural_engine");
+    }
+    cml_json_close(json, ']');
+    return;
+  }
+  static const char *const known[] = {"cpu"}; /* an OS that cannot be asked */
+  cml_info_list(json, "devices", known, 1);
+}
+
+static CmlStatus cml_info(CmlJson *json, CmlBlob **blob, CmlError **error) {
+  const char *dtypes[5], *features[10];
+  size_t n_dtypes = 0, n_features = 0;
+  dtypes[n_dtypes++] = "float32";
+  dtypes[n_dtypes++] = "float64";
+  dtypes[n_dtypes++] = "int32";
+  CML_IF_OS(12, 0, 16.0) dtypes[n_dtypes++] = "float16";
+  CML_IF_OS(26, 0, 26.0) dtypes[n_dtypes++] = "int8";
+  features[n_features++] = "compile";
+  features[n_features++] = "images";
+  features[n_features++] = "low_precision_accumulation";
+  CML_IF_OS(11, 0, 16.0) features[n_features++] = "output_backings";
+  CML_IF_OS(13, 0, 16.0) features[n_features++] = "display_name";
+  CML_IF_OS(15, 0, 18.0) features[n_features++] = "functions";
+  CML_IF_OS(15, 0, 18.0) features[n_features++] = "states";
+  cml_json_open(json, '{');
+  cml_json_key(json, "name");
+  cml_json_text(json, "coreml");
+  id version = [[[NSBundle bundleForClass:[MLModel class]] infoDictionary] objectForKey:@"CFBundleVersion"];
+  cml_json_key(json, "version");
+  cml_json_string(json, [version isKindOfClass:[NSString class]] ? version : @"unknown");
+  NSString *system = [[NSProcessInfo processInfo] operatingSystemVersionString];
+  cml_json_key(json, "system");
+  cml_json_string(json, system != nil ? system : @"unknown");
+  cml_info_list(json, "dtypes", dtypes, n_dtypes);
+  cml_info_list(json, "features", features, n_features);
+  cml_info_devices(json);
+  cml_json_close(json, '}');
+  return cml_json_finish(json, blob, error);
+}
+
+static CmlStatus cml_backend_info(void *self, CmlBlob **blob, CmlError **error) {
+  (void)self;
+  CML_CLEAR(error);
+  if (blob == NULL) return cml_fail(error, CML_INVALID_ARGUMENT, "there is no place for the answer");
+  *blob = NULL;
+  CmlStatus status = CML_OK;
+  CmlJson json;
+  memset(&json, 0, sizeof json);
+  CML_TRY
+  status = cml_info(&json, blob, error);
+  CML_CATCH(status, error)
+  free(json.bytes); /* what an exception left */
+  return status;
+}
+
+/* ---- every slot, in the order of the header ---- */
+
+static const CmlBridge cml_bridge = {
+    .abi_version = CML_ABI_VERSION,
+    .struct_size = sizeof(CmlBridge),
+    .self = NULL,
+    .backend_info = cml_backend_info,
+    .error_view = cml_error_view,
+    .error_free = cml_error_free,
+    .blob_bytes = cml_blob_bytes,
+    .blob_free = cml_blob_free,
+    .model_compile = cml_model_compile,
+    .model_load = cml_model_load,
+    .model_describe = cml_model_describe,
+    .model_predict = cml_model_predict,
+    .model_release = cml_model_release,
+    .result_view = cml_result_view,
+    .result_free = cml_result_free,
+    .value_kind = cml_value_kind,
+    .value_retain = cml_value_retain,
+    .value_release = cml_value_release,
+    .tensor_new = cml_tensor_new,
+    .tensor_copy = cml_tensor_copy,
+    .tensor_wrap = cml_tensor_wrap,
+    .tensor_desc = cml_tensor_desc,
+    .tensor_with_bytes = cml_tensor_with_bytes,
+    .tensor_read = cml_tensor_read,
+    .scalar_new = cml_scalar_new,
+    .scalar_view = cml_scalar_view,
+    .dictionary_new = cml_dictionary_new,
+    .sequence_new = cml_sequence_new,
+    .entries_view = cml_entries_view,
+    .image_new = cml_image_new,
+    .image_with_bytes = cml_image_with_bytes,
+    .state_new = cml_state_new,
+    .state_with_bytes = cml_state_with_bytes,
+    .state_release = cml_state_release,
+};
+
+const CmlBridge *cml_bridge_coreml(void) { return &cml_bridge; }
