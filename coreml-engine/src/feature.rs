@@ -115,6 +115,29 @@ impl Elements {
             Self::Int32(v) => bytemuck::cast_slice(v),
         }
     }
+
+    /// Their bytes, in native order, to be changed.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Float16(v) => bytemuck::cast_slice_mut(v),
+            Self::Float32(v) => bytemuck::cast_slice_mut(v),
+            Self::Float64(v) => bytemuck::cast_slice_mut(v),
+            Self::Int8(v) => bytemuck::cast_slice_mut(v),
+            Self::Int32(v) => bytemuck::cast_slice_mut(v),
+        }
+    }
+
+    /// That many zeros.
+    #[must_use]
+    pub fn zeros(dtype: ArrayDtype, count: usize) -> Self {
+        match dtype {
+            ArrayDtype::Float16 => Self::Float16(vec![f16::ZERO; count]),
+            ArrayDtype::Float32 => Self::Float32(vec![0.0; count]),
+            ArrayDtype::Float64 => Self::Float64(vec![0.0; count]),
+            ArrayDtype::Int8 => Self::Int8(vec![0; count]),
+            ArrayDtype::Int32 => Self::Int32(vec![0; count]),
+        }
+    }
 }
 
 /// A multi-array that a prediction made: row-major and dense.

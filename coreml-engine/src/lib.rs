@@ -33,5 +33,5 @@ pub use bytes::SharedBytes;
 pub use error::{KernelError, LoadError, OpError, PredictError};
 pub use feature::{Array, ArrayRef, Elements, ImageRef, Input, Key, Output, PixelFormat};
 pub use ir::Opset;
-pub use model::{Limits, LoadOptions, Model, Session, State};
+pub use model::{Limits, LoadOptions, Model, Session, State, WeakModel};
 pub use types::{DType, TensorType};

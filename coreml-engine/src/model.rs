@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use coreml_proto::proto::{Model as ModelProto, model::Type as ModelType};
@@ -233,6 +233,12 @@ impl Model {
         self.inner.plan.constant_bytes()
     }
 
+    /// A reference that does not keep the model alive, for tables of shared models.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakModel {
+        WeakModel { inner: Arc::downgrade(&self.inner) }
+    }
+
     /// An instance that predicts with up to `threads` threads.
     #[must_use]
     pub fn session(&self, threads: NonZeroUsize) -> Session {
@@ -252,6 +258,20 @@ impl Model {
             }
         });
         State { model: self.clone(), values: values.collect() }
+    }
+}
+
+/// A [`Model`] that may be gone.
+#[derive(Clone)]
+pub struct WeakModel {
+    inner: Weak<Inner>,
+}
+
+impl WeakModel {
+    /// The model, if anybody still has it.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Model> {
+        self.inner.upgrade().map(|inner| Model { inner })
     }
 }
 

@@ -12,7 +12,6 @@ pub(crate) enum DecodeError {
     Corrupt { at: String, reason: String },
     Unsupported(String),
     Op { op: String, output: String, source: OpError },
-    Load(LoadError),
 }
 
 impl DecodeError {
@@ -26,7 +25,6 @@ impl DecodeError {
             Self::Corrupt { at, reason } => LoadError::Corrupt { model, at, reason },
             Self::Unsupported(what) => LoadError::Unsupported { model, what },
             Self::Op { op, output, source } => LoadError::Op { model, op, output, source },
-            Self::Load(error) => error,
         }
     }
 }

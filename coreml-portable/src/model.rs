@@ -1,0 +1,456 @@
+//! Models, predictions and states of the table.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use coreml_engine::description::ModelDescription;
+use coreml_engine::{ArrayRef, Input, LoadError, LoadOptions, Model, Output, Session, State, WeakModel};
+use coreml_sys::{
+    CML_COMPUTE_ALL, CML_COMPUTE_CPU_AND_NEURAL_ENGINE, CML_COMPUTE_CPU_ONLY,
+    CML_CONFIG_LOW_PRECISION_ACCUMULATION, CmlBlob, CmlConfig, CmlError, CmlModel, CmlOutput,
+    CmlPredictOptions, CmlResult, CmlResultView, CmlState, CmlStatus, CmlStr, CmlTensorBytesFn, CmlValue,
+};
+
+use crate::arguments::{self, out, place};
+use crate::blob;
+use crate::error::{Failure, slot};
+use crate::live::{Kind, Live};
+use crate::serial::Serial;
+use crate::value::{self, Value};
+
+/// What a `CmlModel` handle points to: an instance of a model that all instances share.
+struct ModelObject {
+    model: Model,
+    session: Serial<Session>,
+    _live: Live,
+}
+
+/// What a `CmlState` handle points to.
+struct StateObject {
+    state: Serial<State>,
+    _live: Live,
+}
+
+/// Which files a loaded model came from, as far as the file system can tell.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Origin {
+    path: PathBuf,
+    function: Option<String>,
+    /// Name, length and time of every file: a package folder's own time does not change when a weight file does.
+    files: Vec<(PathBuf, u64, Option<SystemTime>)>,
+}
+
+/// More files than any package has: such a folder is loaded, but not shared.
+const MAX_FILES: usize = 256;
+
+impl Origin {
+    fn of(path: &Path, function: Option<&str>) -> Option<Self> {
+        let path = path.canonicalize().ok()?;
+        let mut files = Vec::new();
+        let mut folders = vec![path.clone()];
+        while let Some(next) = folders.pop() {
+            let metadata = std::fs::symlink_metadata(&next).ok()?;
+            if metadata.is_dir() {
+                for entry in std::fs::read_dir(&next).ok()? {
+                    folders.push(entry.ok()?.path());
+                }
+            } else {
+                files.push((next, metadata.len(), metadata.modified().ok()));
+            }
+            if files.len() + folders.len() > MAX_FILES {
+                return None;
+            }
+        }
+        files.sort();
+        Some(Self { path, function: function.map(str::to_owned), files })
+    }
+}
+
+/// Loads a model, or finds it already loaded: N inference threads share one copy of the weights.
+fn load(path: &Path, function: Option<&str>) -> Result<Model, LoadError> {
+    static SHARED: LazyLock<Mutex<HashMap<Origin, WeakModel>>> = LazyLock::new(Mutex::default);
+    let find = |origin: &Origin| {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.retain(|_, model| model.upgrade().is_some());
+        shared.get(origin).and_then(WeakModel::upgrade)
+    };
+    let origin = Origin::of(path, function);
+    if let Some(model) = origin.as_ref().and_then(find) {
+        return Ok(model);
+    }
+    let mut options = LoadOptions::default();
+    if let Some(function) = function {
+        options = options.function(function);
+    }
+    // Not under the lock: a long load must not hold up others.
+    let model = Model::load(path, &options)?;
+    // Only if no file changed meanwhile.
+    if origin.is_some() && origin == Origin::of(path, function) {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.extend(origin.map(|origin| (origin, model.downgrade())));
+    }
+    Ok(model)
+}
+
+/// # Safety
+/// `config` must be NULL or valid, its strings too.
+unsafe fn configuration<'a>(config: *const CmlConfig) -> Result<(Option<&'a str>, NonZeroUsize), Failure> {
+    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    // SAFETY: NULL is checked, the rest is the caller's promise.
+    let Some(config) = (unsafe { config.as_ref() }) else { return Ok((None, cores)) };
+    if config.size < arguments::size_of_struct::<CmlConfig>() {
+        return Err(Failure::invalid(format!("a configuration of {} bytes is too small", config.size)));
+    }
+    // Every unit that a caller may allow includes the CPU, so all are honoured.
+    let units = CML_COMPUTE_CPU_ONLY..=CML_COMPUTE_CPU_AND_NEURAL_ENGINE;
+    debug_assert!(units.contains(&CML_COMPUTE_ALL));
+    if !units.contains(&config.compute_units) {
+        return Err(Failure::invalid(format!("{} is not a set of compute units", config.compute_units)));
+    }
+    // Low precision is a permission, and accumulating in float32 keeps to it.
+    let unknown = config.flags & !CML_CONFIG_LOW_PRECISION_ACCUMULATION;
+    if unknown != 0 {
+        return Err(Failure::unsupported(format!("configuration flags {unknown:#x}")));
+    }
+    let function = if config.function_name.ptr.is_null() {
+        None
+    } else {
+        // SAFETY: borrowed for the call.
+        Some(unsafe { arguments::text(config.function_name, "the function's name") }?)
+    };
+    let threads = NonZeroUsize::new(config.threads as usize).unwrap_or(cores);
+    Ok((function, threads))
+}
+
+pub(crate) unsafe extern "C" fn model_compile(
+    _self: *mut c_void,
+    _source: CmlStr,
+    _folder: CmlStr,
+    path: *mut *mut CmlBlob,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    let body = || {
+        // SAFETY: the table's contract on `path`.
+        unsafe { out(path, "path") }?;
+        Err(Failure::unsupported(
+            "compiling to .mlmodelc, which only Apple's Core ML does; load the model itself",
+        ))
+    };
+    // SAFETY: the table's contract on `error`.
+    unsafe { slot(error, body) }
+}
+
+pub(crate) unsafe extern "C" fn model_load(
+    _self: *mut c_void,
+    path: CmlStr,
+    config: *const CmlConfig,
+    model: *mut *mut CmlModel,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    let body = || {
+        // SAFETY: the table's contract on `model`.
+        let mut handle = unsafe { out(model, "model") }?;
+        // SAFETY: the path is borrowed for the call.
+        let path = unsafe { arguments::text(path, "the path") }?;
+        // SAFETY: the table's contract on `config`.
+        let (function, threads) = unsafe { configuration(config) }?;
+        let model = load(Path::new(path), function)?;
+        let session = Serial::new("model", model.session(threads));
+        let object = Box::new(ModelObject { model, session, _live: Live::new(Kind::Model) });
+        handle.set(Box::into_raw(object).cast());
+        Ok(())
+    };
+    // SAFETY: the table's contract on `error`.
+    unsafe { slot(error, body) }
+}
+
+/// # Safety
+/// `model` must be NULL or a live handle of this bridge.
+unsafe fn borrow_model<'a>(model: *mut CmlModel) -> Result<&'a ModelObject, Failure> {
+    // SAFETY: handles come from `model_load`; the caller does not release one while a call runs.
+    unsafe { model.cast::<ModelObject>().as_ref() }.ok_or_else(|| Failure::null("the model"))
+}
+
+/// # Safety
+/// `state` must be NULL or a live handle of this bridge.
+unsafe fn borrow_state<'a>(state: *mut CmlState) -> Option<&'a StateObject> {
+    // SAFETY: handles come from `state_new`; the caller does not release one while a call runs.
+    unsafe { state.cast::<StateObject>().as_ref() }
+}
+
+pub(crate) unsafe extern "C" fn model_describe(
+    model: *mut CmlModel,
+    json: *mut *mut CmlBlob,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    let body = || {
+        // SAFETY: the table's contract on `json`.
+        let mut json = unsafe { out(json, "json") }?;
+        // SAFETY: the table's contract on `model`.
+        let description: &ModelDescription = unsafe { borrow_model(model) }?.model.description();
+        let text = serde_json::to_vec(description).map_err(|error| Failure::invalid(error.to_string()))?;
+        json.set(blob::into_handle(text));
+        Ok(())
+    };
+    // SAFETY: the table's contract on `error`.
+    unsafe { slot(error, body) }
+}
+
+pub(crate) unsafe extern "C" fn model_release(model: *mut CmlModel) {
+    if !model.is_null() {
+        // SAFETY: the caller gives back the handle of `model_load`, once.
+        drop(unsafe { Box::from_raw(model.cast::<ModelObject>()) });
+    }
+}
+
+/// What a `CmlResult` handle points to. The names live in the model's description, which `model` keeps.
+struct ResultObject {
+    /// Each counts its value.
+    outputs: Vec<CmlOutput>,
+    nanoseconds: [u64; 3],
+    _names: Vec<String>,
+    _live: Live,
+}
+
+impl Drop for ResultObject {
+    fn drop(&mut self) {
+        for output in &self.outputs {
+            // SAFETY: the count that `model_predict` put there.
+            unsafe { value::value_release(output.value) };
+        }
+    }
+}
+
+/// The caller's options, read once.
+#[derive(Default)]
+struct Options<'a> {
+    wanted: Vec<&'a str>,
+    backings: Vec<(&'a str, Arc<Value>)>,
+}
+
+/// # Safety
+/// `options` must be NULL or valid, its arrays and handles too.
+unsafe fn options<'a>(options: *const CmlPredictOptions) -> Result<Options<'a>, Failure> {
+    // SAFETY: NULL is checked, the rest is the caller's promise.
+    let Some(options) = (unsafe { options.as_ref() }) else { return Ok(Options::default()) };
+    if options.size < arguments::size_of_struct::<CmlPredictOptions>() {
+        return Err(Failure::invalid(format!("options of {} bytes are too small", options.size)));
+    }
+    // SAFETY: the caller's arrays have the announced lengths.
+    let wanted = unsafe { texts(options.wanted, options.n_wanted, "the wanted outputs") }?;
+    // SAFETY: as above.
+    let names = unsafe { texts(options.backing_names, options.n_backings, "the names of the backings") }?;
+    // SAFETY: as above.
+    let values = unsafe { arguments::slice(options.backings, options.n_backings, "the backings") }?;
+    let mut backings = Vec::with_capacity(names.len());
+    for (name, &handle) in names.into_iter().zip(values) {
+        // SAFETY: live handles by the table's contract.
+        backings.push((name, unsafe { value::share(handle) }?));
+    }
+    Ok(Options { wanted, backings })
+}
+
+/// # Safety
+/// `strings` must be NULL or have `n` valid strings.
+unsafe fn texts<'a>(strings: *const CmlStr, n: usize, what: &str) -> Result<Vec<&'a str>, Failure> {
+    // SAFETY: the caller's promise.
+    let strings = unsafe { arguments::slice(strings, n, what) }?;
+    // SAFETY: each is valid by the caller's promise.
+    strings.iter().map(|&string| unsafe { arguments::text(string, what) }).collect()
+}
+
+fn nanoseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Lends all values to the engine at once, one inside the other, then runs `last`.
+fn lend_all<'n>(
+    values: &[(&'n str, &Value)],
+    lent: &mut Vec<(&'n str, Input<'_>)>,
+    last: &mut dyn FnMut(&[(&'n str, Input<'_>)]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let Some(((name, value), rest)) = values.split_first() else { return last(lent) };
+    value.lend(&mut |input| {
+        let mut all = Vec::with_capacity(lent.len() + values.len());
+        all.extend_from_slice(lent);
+        all.push((*name, input));
+        lend_all(rest, &mut all, last)
+    })
+}
+
+pub(crate) unsafe extern "C" fn model_predict(
+    model: *mut CmlModel,
+    state: *mut CmlState,
+    names: *const CmlStr,
+    inputs: *const *mut CmlValue,
+    n_inputs: usize,
+    predict_options: *const CmlPredictOptions,
+    result: *mut *mut CmlResult,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    let body = || {
+        let start = Instant::now();
+        // SAFETY: the table's contract on `result`.
+        let mut result = unsafe { out(result, "result") }?;
+        // SAFETY: the table's contract on `model`.
+        let object = unsafe { borrow_model(model) }?;
+        // SAFETY: the table's contract on `state`.
+        let state = unsafe { borrow_state(state) };
+        let mut session = object.session.write()?;
+        let mut state = state.map(|object| object.state.write()).transpose()?;
+        // SAFETY: the table's contract on the arrays.
+        let names = unsafe { texts(names, n_inputs, "the names of the inputs") }?;
+        // SAFETY: as above.
+        let handles = unsafe { arguments::slice(inputs, n_inputs, "the inputs") }?;
+        let mut values = Vec::with_capacity(n_inputs);
+        for (name, &handle) in names.iter().zip(handles) {
+            // SAFETY: live handles by the table's contract.
+            values.push((*name, unsafe { value::borrow(handle) }?));
+        }
+        if let Some(twice) = names.iter().enumerate().find_map(|(i, n)| names[..i].contains(n).then_some(n)) {
+            return Err(Failure::invalid(format!("the input `{twice}` is given twice")));
+        }
+        // SAFETY: the table's contract on `predict_options`.
+        let options = unsafe { options(predict_options) }?;
+        let known = &object.model.description().outputs;
+        if let Some((name, _)) =
+            options.backings.iter().find(|(name, _)| !known.iter().any(|f| f.name == *name))
+        {
+            return Err(Failure::new(coreml_sys::CML_NOT_FOUND, format!("no output `{name}` to back")));
+        }
+        let mut outputs = Vec::new();
+        let prepared = nanoseconds(start);
+        let running = Instant::now();
+        lend_all(&values, &mut Vec::new(), &mut |inputs| {
+            outputs = session.predict(inputs, state.as_deref_mut(), &options.wanted)?;
+            Ok(())
+        })?;
+        let ran = nanoseconds(running);
+        let collecting = Instant::now();
+        let mut made = ResultObject {
+            outputs: Vec::with_capacity(outputs.len()),
+            nanoseconds: [prepared, ran, 0],
+            _names: Vec::with_capacity(outputs.len()),
+            _live: Live::new(Kind::Result),
+        };
+        for (name, output) in outputs {
+            let backing = options.backings.iter().find(|(backed, _)| *backed == name);
+            let (value, used) = match (backing, output) {
+                (Some((_, backing)), Output::Array(array)) if backing.take(&array)? => {
+                    (Arc::clone(backing), 1)
+                }
+                (_, output) => (Value::of_output(output)?, 0),
+            };
+            made.outputs.push(CmlOutput {
+                name: CmlStr::new(&name),
+                value: value::into_handle(value),
+                backing_used: used,
+                reserved: 0,
+            });
+            // A moved `String` keeps its heap memory, so the view stays good.
+            made._names.push(name);
+        }
+        made.nanoseconds[2] = nanoseconds(collecting);
+        result.set(Box::into_raw(Box::new(made)).cast());
+        Ok(())
+    };
+    // SAFETY: the table's contract on `error`.
+    unsafe { slot(error, body) }
+}
+
+pub(crate) unsafe extern "C" fn result_view(result: *const CmlResult, view: *mut CmlResultView) {
+    // SAFETY: NULL or a handle of `model_predict`, borrowed for the call.
+    let object = unsafe { result.cast::<ResultObject>().as_ref() };
+    let outputs: &[CmlOutput] = object.map_or(&[], |object| &object.outputs);
+    let [prepare_ns, run_ns, collect_ns] = object.map_or([0; 3], |object| object.nanoseconds);
+    let filled = CmlResultView {
+        size: arguments::size_of_struct::<CmlResultView>(),
+        reserved: 0,
+        prepare_ns,
+        run_ns,
+        collect_ns,
+        n_outputs: outputs.len(),
+        outputs: outputs.as_ptr(),
+    };
+    // SAFETY: NULL or valid for a write by the table's contract.
+    if let Ok(mut view) = unsafe { place(view, "view") } {
+        view.set(filled);
+    }
+}
+
+pub(crate) unsafe extern "C" fn result_free(result: *mut CmlResult) {
+    if !result.is_null() {
+        // SAFETY: the caller gives back the handle of `model_predict`, once.
+        drop(unsafe { Box::from_raw(result.cast::<ResultObject>()) });
+    }
+}
+
+pub(crate) unsafe extern "C" fn state_new(
+    model: *mut CmlModel,
+    state: *mut *mut CmlState,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    let body = || {
+        // SAFETY: the table's contract on `state`.
+        let mut handle = unsafe { out(state, "state") }?;
+        // SAFETY: the table's contract on `model`.
+        let object = unsafe { borrow_model(model) }?;
+        let state = Serial::new("state", object.model.new_state());
+        let object = Box::new(StateObject { state, _live: Live::new(Kind::State) });
+        handle.set(Box::into_raw(object).cast());
+        Ok(())
+    };
+    // SAFETY: the table's contract on `error`.
+    unsafe { slot(error, body) }
+}
+
+pub(crate) unsafe extern "C" fn state_with_bytes(
+    state: *mut CmlState,
+    name: CmlStr,
+    writable: i32,
+    visit: CmlTensorBytesFn,
+    context: *mut c_void,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    let body = || {
+        // SAFETY: the table's contract on `state`.
+        let object = unsafe { borrow_state(state) }.ok_or_else(|| Failure::null("the state"))?;
+        // SAFETY: borrowed for the call.
+        let name = unsafe { arguments::text(name, "the state's name") }?;
+        let mut state = object.state.write()?;
+        // The engine computes in float32, so the caller sees a copy in the declared type, which is written back.
+        let array = state.read(name)?;
+        let shape = array.shape.clone();
+        let copy = value::into_handle(Value::of_array(array));
+        // SAFETY: a handle of our own, and the caller's visitor.
+        let status =
+            unsafe { value::tensor_with_bytes(copy, writable, visit, context, std::ptr::null_mut()) };
+        // SAFETY: the handle is still ours.
+        let copied = unsafe { value::share(copy) };
+        // SAFETY: the count of `into_handle`.
+        unsafe { value::value_release(copy) };
+        if status != coreml_sys::CML_OK {
+            return Err(Failure::null("the visitor"));
+        }
+        if writable != 0 {
+            copied?.lend(&mut |input| match input {
+                Input::Array(array) => Ok(state.write(name, &ArrayRef { shape: &shape, ..array })?),
+                _ => Err(Failure::invalid("a state is a tensor")),
+            })?;
+        }
+        Ok(())
+    };
+    // SAFETY: the table's contract on `error`.
+    unsafe { slot(error, body) }
+}
+
+pub(crate) unsafe extern "C" fn state_release(state: *mut CmlState) {
+    if !state.is_null() {
+        // SAFETY: the caller gives back the handle of `state_new`, once.
+        drop(unsafe { Box::from_raw(state.cast::<StateObject>()) });
+    }
+}
