@@ -135,9 +135,7 @@ typedef struct CmlStaticError {
 _Static_assert(offsetof(CmlStaticError, node) == offsetof(CmlError, nodes), "the static error is an error");
 static const CmlStaticError cml_no_memory = {
     .count = 1,
-    .node = {.status = CML_OUT_OF_MEMORY,
-             .domain = {"coreml.objc", 11},
-             .message = {"out of memory", 13}},
+    .node = {.status = CML_OUT_OF_MEMORY, .domain = {"coreml.objc", 11}, .message = {"out of memory", 13}},
 };
 
 static CmlError *cml_error_new(uint32_t count) {

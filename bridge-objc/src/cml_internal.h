@@ -33,12 +33,12 @@
 #ifdef CML_TEST_HOOKS
 extern _Atomic int cml_test_macos; /* e.g. 1203 = pretend to be macOS 12.3; 0 = do not pretend */
 long cml_test_live_handles(void);  /* handles given out and not yet released */
-#define CML_OS_PRETENDS(major, minor) (cml_test_macos == 0 || cml_test_macos >= (major) * 100 + (minor))
+#define CML_OS_PRETENDS(major, minor) (cml_test_macos == 0 || cml_test_macos >= (major)*100 + (minor))
 #else
 #define CML_OS_PRETENDS(major, minor) true
 #endif
-#define CML_IF_OS(major, minor, ios)                                                                                   \
-  if (CML_OS_PRETENDS(major, minor))                                                                                   \
+#define CML_IF_OS(major, minor, ios) \
+  if (CML_OS_PRETENDS(major, minor)) \
     if (@available(macOS major##.##minor, iOS ios, tvOS ios, *))
 
 /* MLMultiArrayDataTypeInt8, which SDKs before macOS 26 do not declare. */
@@ -87,14 +87,14 @@ struct CmlValue {
 
 struct CmlModel {
   CmlHead head;
-  MLModel *model;                                              /* retained, as all of these */
-  NSDictionary<NSString *, MLFeatureDescription *> *inputs;    /* by name */
+  MLModel *model;                                           /* retained, as all of these */
+  NSDictionary<NSString *, MLFeatureDescription *> *inputs; /* by name */
   NSDictionary<NSString *, MLFeatureDescription *> *outputs;
-  NSDictionary<NSString *, MLFeatureDescription *> *states;    /* nil: this OS has none */
-  NSArray<NSString *> *functions;                              /* nil: not known */
-  NSString *function;                                          /* nil: the default one */
-  NSString *compiled;                                          /* where the compiled model is */
-  bool owns_compiled;                                          /* ... and whether it goes with the handle */
+  NSDictionary<NSString *, MLFeatureDescription *> *states; /* nil: this OS has none */
+  NSArray<NSString *> *functions;                           /* nil: not known */
+  NSString *function;                                       /* nil: the default one */
+  NSString *compiled;                                       /* where the compiled model is */
+  bool owns_compiled;                                       /* ... and whether it goes with the handle */
 };
 
 struct CmlState {
@@ -116,27 +116,27 @@ CmlStatus cml_fail_memory(CmlError **error);
 CmlStatus cml_fail_os(CmlError **error, const char *what, const char *needs);
 
 /* Nothing unwinds into the caller, and nothing autoreleased outlives the call. */
-#define CML_TRY                                                                                                        \
-  @autoreleasepool {                                                                                                   \
+#define CML_TRY      \
+  @autoreleasepool { \
     @try {
-#define CML_CATCH(status, error)                                                                                       \
-  }                                                                                                                    \
-  @catch (NSException * exception_) {                                                                                  \
-    (status) = cml_fail_exception((error), exception_);                                                                \
-  }                                                                                                                    \
-  @catch (...) {                                                                                                       \
-    (status) = cml_fail_foreign((error));                                                                              \
-  }                                                                                                                    \
+#define CML_CATCH(status, error)                        \
+  }                                                     \
+  @catch (NSException * exception_) {                   \
+    (status) = cml_fail_exception((error), exception_); \
+  }                                                     \
+  @catch (...) {                                        \
+    (status) = cml_fail_foreign((error));               \
+  }                                                     \
   }
 
 /* First line of a slot: the error is clear whatever happens. */
-#define CML_CLEAR(error)                                                                                               \
-  do {                                                                                                                 \
-    if ((error) != NULL) *(error) = NULL;                                                                              \
+#define CML_CLEAR(error)                  \
+  do {                                    \
+    if ((error) != NULL) *(error) = NULL; \
   } while (0)
 
 /* Does the caller's struct, which carries its size first, reach beyond `field`? */
-#define CML_REACHES(type, pointer, field)                                                                              \
+#define CML_REACHES(type, pointer, field) \
   ((pointer)->size >= offsetof(type, field) + sizeof(((const type *)NULL)->field))
 
 void cml_error_view(const CmlError *error, uint32_t depth, CmlErrorView *view);

@@ -74,7 +74,8 @@ static CmlStatus cml_compile_to(CmlStr source, CmlStr folder, CmlBlob **path, Cm
   if (status == CML_OK && folder.len > 0) {
     BOOL is_folder = NO;
     status = cml_path(folder, "folder", &into, error);
-    if (status == CML_OK && !([[NSFileManager defaultManager] fileExistsAtPath:into isDirectory:&is_folder] && is_folder)) {
+    if (status == CML_OK &&
+        !([[NSFileManager defaultManager] fileExistsAtPath:into isDirectory:&is_folder] && is_folder)) {
       status = cml_fail(error, CML_INVALID_ARGUMENT, "%s is not a folder", cml_utf8(into));
     }
   }
@@ -204,8 +205,7 @@ static CmlStatus cml_configure(const CmlConfig *config, MLModelConfiguration *se
         if (!set) return cml_fail_os(error, "CPU and Neural Engine without GPU", "macOS 13 or iOS 16");
         break;
       }
-      default:
-        return cml_fail(error, CML_INVALID_ARGUMENT, "%d does not name compute units", config->compute_units);
+      default: return cml_fail(error, CML_INVALID_ARGUMENT, "%d does not name compute units", config->compute_units);
     }
   }
   if (CML_REACHES(CmlConfig, config, flags)) {
@@ -289,7 +289,8 @@ void cml_model_release(CmlModel *model) {
   [model->function release];
   [model->model release];
   CML_CATCH(ignored, (CmlError **)NULL)
-  CML_TRY /* whatever became of the model, its folder goes */
+  /* Whatever became of the model, its folder goes. */
+  CML_TRY
   if (model->owns_compiled) cml_remove(model->compiled);
   [model->compiled release];
   CML_CATCH(ignored, (CmlError **)NULL)

@@ -160,7 +160,8 @@ static CmlStatus cml_backings(const CmlCall *call, NSArray<NSString *> *outputs,
     CmlStatus status = cml_layout_of(backing->array, nil, &layout, error);
     if (status != CML_OK) return status;
     if (cml_layout_overlaps_itself(&layout)) {
-      return cml_fail(error, CML_INVALID_ARGUMENT, "the backing of '%s' has elements that share memory", cml_utf8(name));
+      return cml_fail(error, CML_INVALID_ARGUMENT, "the backing of '%s' has elements that share memory",
+                      cml_utf8(name));
     }
     [indices setObject:[NSNumber numberWithUnsignedLong:i] forKey:name];
     if (cml_backing_suits(backing, output)) [hints setObject:backing->array forKey:name];

@@ -51,14 +51,14 @@ static CmlStatus cml_state_visit(CmlState *state, CmlStr text, bool writable, Cm
     [(MLState *)state->state getMultiArrayForStateNamed:name
                                                 handler:^(MLMultiArray *buffer) {
                                                   visited = true;
-                                                  status = cml_array_visit(
-                                                      buffer, writable, error,
-                                                      ^CmlStatus(void *bytes, const CmlLayout *layout) {
-                                                        CmlTensorDesc desc;
-                                                        cml_layout_desc(layout, &desc);
-                                                        visit(context, bytes, &desc);
-                                                        return CML_OK;
-                                                      });
+                                                  status =
+                                                      cml_array_visit(buffer, writable, error,
+                                                                      ^CmlStatus(void *bytes, const CmlLayout *layout) {
+                                                                        CmlTensorDesc desc;
+                                                                        cml_layout_desc(layout, &desc);
+                                                                        visit(context, bytes, &desc);
+                                                                        return CML_OK;
+                                                                      });
                                                 }];
     if (!visited) return cml_fail(error, CML_FRAMEWORK, "Core ML did not give access to the state");
     return status;

@@ -304,7 +304,8 @@ void cml_copy(const CmlLayout *to, void *destination, const CmlLayout *from, con
     if (!convert) {
       memmove(d, s, run * to->item);
     } else {
-      for (uint64_t k = 0; k < run; k++) cml_store(to->dtype, d + k * to->item, cml_load(from->dtype, s + k * from->item));
+      for (uint64_t k = 0; k < run; k++)
+        cml_store(to->dtype, d + k * to->item, cml_load(from->dtype, s + k * from->item));
     }
     uint32_t i = outer;
     for (;;) {

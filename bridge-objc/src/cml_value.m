@@ -33,9 +33,7 @@ CmlValue *cml_value_new(CmlKind kind) {
   return value;
 }
 
-CmlKind cml_value_kind(const CmlValue *value) {
-  return cml_is(value, &cml_tag_value) ? value->kind : CML_KIND_INVALID;
-}
+CmlKind cml_value_kind(const CmlValue *value) { return cml_is(value, &cml_tag_value) ? value->kind : CML_KIND_INVALID; }
 
 void cml_value_retain(CmlValue *value) {
   if (cml_is(value, &cml_tag_value)) cml_handle_retain(value);

@@ -57,7 +57,8 @@ static const struct Feature {
     {"d", "out_d", "true",
      "\"kind\":\"tensor\",\"tensor\":{\"dtype\":\"float64\",\"shape\":[2,3],\"flexible\":{\"ranges\":[[1,8],[3,-1]]}}"},
     {"i", "out_i", "true",
-     "\"kind\":\"tensor\",\"tensor\":{\"dtype\":\"int32\",\"shape\":[2,3],\"flexible\":{\"enumerated\":[[2,3],[4,3]]}}"},
+     "\"kind\":\"tensor\",\"tensor\":{\"dtype\":\"int32\",\"shape\":[2,3],\"flexible\":{\"enumerated\":[[2,3],[4,3]]}"
+     "}"},
     {"b", "out_b", "true", "\"kind\":\"tensor\",\"tensor\":{\"dtype\":\"int8\",\"shape\":[2,3]}"},
     {"n", "out_n", "true", "\"kind\":\"int64\""},
     {"r", "out_r", "true", "\"kind\":\"double\""},
@@ -67,10 +68,13 @@ static const struct Feature {
     {"tokens", "out_tokens", "true", "\"kind\":\"sequence\",\"sequence\":{\"element\":\"string\",\"count\":[0]}"},
     {"steps", "out_steps", "true", "\"kind\":\"sequence\",\"sequence\":{\"element\":\"int64\",\"count\":[0,9]}"},
     {"photo", "out_photo", "true",
-     "\"kind\":\"image\",\"image\":{\"width\":3,\"height\":2,\"color\":\"rgb\",\"flexible\":{\"ranges\":[[1,64],[1,-1]]}}"},
+     "\"kind\":\"image\",\"image\":{\"width\":3,\"height\":2,\"color\":\"rgb\",\"flexible\":{\"ranges\":[[1,64],[1,-1]]"
+     "}}"},
     {"scan", "out_scan", "true",
-     "\"kind\":\"image\",\"image\":{\"width\":3,\"height\":2,\"color\":\"gray\",\"flexible\":{\"enumerated\":[[2,3],[4,6]]}}"},
-    {"depth", "out_depth", "true", "\"kind\":\"image\",\"image\":{\"width\":3,\"height\":2,\"color\":\"gray_float16\"}"},
+     "\"kind\":\"image\",\"image\":{\"width\":3,\"height\":2,\"color\":\"gray\",\"flexible\":{\"enumerated\":[[2,3],[4,"
+     "6]]}}"},
+    {"depth", "out_depth", "true",
+     "\"kind\":\"image\",\"image\":{\"width\":3,\"height\":2,\"color\":\"gray_float16\"}"},
 };
 enum { N_FEATURES = sizeof features / sizeof features[0] };
 
@@ -81,7 +85,7 @@ static CmlStatus refuse(CmlError **error, CmlStatus status, int depth, const cha
     *error = calloc(1, sizeof **error);
     (*error)->status = status;
     (*error)->depth = depth;
-    snprintf((*error)->message, sizeof (*error)->message, "%s", message);
+    snprintf((*error)->message, sizeof(*error)->message, "%s", message);
     live++;
   }
   return status;
@@ -171,11 +175,12 @@ static CmlStatus model_describe(CmlModel *model, CmlBlob **json, CmlError **erro
     }
     n += (size_t)snprintf(text + n, sizeof text - n, side == 0 ? "],\"outputs\":[" : "]");
   }
-  snprintf(text + n, sizeof text - n,
-           ",\"states\":[{\"name\":\"acc\",\"optional\":false,\"kind\":\"tensor\",\"tensor\":{\"dtype\":\"float32\","
-           "\"shape\":[2,3]}}],\"functions\":[\"main\",\"other\"],\"function\":\"main\",\"predicted_feature\":\"out_s\","
-           "\"predicted_probabilities\":\"out_words\",\"class_labels\":[\"cat\",\"d\\\"og\"],"
-           "\"metadata\":{\"author\":\"\\u00e9 \\u0001\",\"license\":\"MIT\",\"user\":{\"k\":\"v\"}}}");
+  snprintf(
+      text + n, sizeof text - n,
+      ",\"states\":[{\"name\":\"acc\",\"optional\":false,\"kind\":\"tensor\",\"tensor\":{\"dtype\":\"float32\","
+      "\"shape\":[2,3]}}],\"functions\":[\"main\",\"other\"],\"function\":\"main\",\"predicted_feature\":\"out_s\","
+      "\"predicted_probabilities\":\"out_words\",\"class_labels\":[\"cat\",\"d\\\"og\"],"
+      "\"metadata\":{\"author\":\"\\u00e9 \\u0001\",\"license\":\"MIT\",\"user\":{\"k\":\"v\"}}}");
   return blob_of(text, json);
 }
 
@@ -481,11 +486,18 @@ static void state_release(CmlState *state) {
 
 const CmlBridge *cml_test_delegate(void) {
   static const CmlBridge table = {
-      CML_ABI_VERSION, sizeof(CmlBridge), NULL,        backend_info, error_view,  error_free,        blob_bytes,
-      blob_free,       model_compile,     model_load,  model_describe, model_predict, model_release, result_view,
-      result_free,     value_kind,        value_retain, value_release, tensor_new, tensor_copy,      tensor_wrap,
-      tensor_desc,     tensor_with_bytes, tensor_read, scalar_new,   scalar_view, dictionary_new,    sequence_new,
-      entries_view,    image_new,         image_with_bytes, state_new, state_with_bytes, state_release,
+      CML_ABI_VERSION,  sizeof(CmlBridge), NULL,
+      backend_info,     error_view,        error_free,
+      blob_bytes,       blob_free,         model_compile,
+      model_load,       model_describe,    model_predict,
+      model_release,    result_view,       result_free,
+      value_kind,       value_retain,      value_release,
+      tensor_new,       tensor_copy,       tensor_wrap,
+      tensor_desc,      tensor_with_bytes, tensor_read,
+      scalar_new,       scalar_view,       dictionary_new,
+      sequence_new,     entries_view,      image_new,
+      image_with_bytes, state_new,         state_with_bytes,
+      state_release,
   };
   return &table;
 }

@@ -7,7 +7,7 @@
 /* Loads any file: a file that begins with "double" is a model, one that begins with "corrupt" fails with an error that
    has a cause. */
 const CmlBridge *cml_test_delegate(void);
-long cml_test_delegate_live(void); /* handles not yet released */
+long cml_test_delegate_live(void);               /* handles not yet released */
 const CmlConfig *cml_test_delegate_config(void); /* of the last load; its strings are gone */
 const char *cml_test_delegate_function(void);
 

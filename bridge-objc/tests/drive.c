@@ -27,17 +27,19 @@ static const CmlBridge *B;
 static int failures;
 static char folder[256]; /* everything on disk is below */
 
-#define CHECK(condition)                                                                                               \
-  do {                                                                                                                 \
-    if (!(condition)) {                                                                                                \
-      fprintf(stderr, "%s:%d: %s: not so: %s\n", __FILE__, __LINE__, __func__, #condition);                            \
-      failures++;                                                                                                      \
-    }                                                                                                                  \
+#define CHECK(condition)                                                                    \
+  do {                                                                                      \
+    if (!(condition)) {                                                                     \
+      fprintf(stderr, "%s:%d: %s: not so: %s\n", __FILE__, __LINE__, __func__, #condition); \
+      failures++;                                                                           \
+    }                                                                                       \
   } while (0)
 
 static CmlStr str(const char *text) { return (CmlStr){text, strlen(text)}; }
 static bool is(CmlStr s, const char *text) { return s.len == strlen(text) && memcmp(s.ptr, text, s.len) == 0; }
-static bool has(CmlStr s, const char *part) { return s.ptr != NULL && memmem(s.ptr, s.len, part, strlen(part)) != NULL; }
+static bool has(CmlStr s, const char *part) {
+  return s.ptr != NULL && memmem(s.ptr, s.len, part, strlen(part)) != NULL;
+}
 
 /* ---- errors ---- */
 
@@ -128,9 +130,10 @@ static bool balanced(void) {
 
 static void must_balance_(int line, const char *after) {
   if (balanced()) return;
-  fprintf(stderr, "drive.c:%d: after %s: %ld objects, %ld handles, %ld of the delegate, %d compiled models, %ld faults\n",
-          line, after, cml_workalike_live_objects(), cml_test_live_handles(), cml_test_delegate_live(),
-          compiled_models(), cml_workalike_faults());
+  fprintf(stderr,
+          "drive.c:%d: after %s: %ld objects, %ld handles, %ld of the delegate, %d compiled models, %ld faults\n", line,
+          after, cml_workalike_live_objects(), cml_test_live_handles(), cml_test_delegate_live(), compiled_models(),
+          cml_workalike_faults());
   failures++;
 }
 #define MUST_BALANCE(after) must_balance_(__LINE__, after)
@@ -149,7 +152,8 @@ static CmlModel *load(void) {
 }
 
 static CmlTensorDesc desc_of(CmlDtype dtype, uint32_t rank, const int64_t *shape, const int64_t *strides) {
-  return (CmlTensorDesc){.size = sizeof(CmlTensorDesc), .dtype = dtype, .rank = rank, .shape = shape, .strides = strides};
+  return (CmlTensorDesc){
+      .size = sizeof(CmlTensorDesc), .dtype = dtype, .rank = rank, .shape = shape, .strides = strides};
 }
 
 static CmlValue *tensor(CmlDtype dtype, const void *data, size_t length) {
@@ -225,7 +229,8 @@ static void test_nulls(void) {
   REFUSED(B->model_predict(NULL, NULL, &name, &x, 1, NULL, &result, &error), CML_INVALID_ARGUMENT, "model");
   REFUSED(B->model_predict(model, NULL, &name, &x, 1, NULL, NULL, &error), CML_INVALID_ARGUMENT, "place");
   REFUSED(B->model_predict(model, NULL, NULL, &x, 1, NULL, &result, &error), CML_INVALID_ARGUMENT, "NULL");
-  REFUSED(B->model_predict(model, (CmlState *)(void *)x, &name, &x, 1, NULL, &result, &error), CML_INVALID_ARGUMENT, "state");
+  REFUSED(B->model_predict(model, (CmlState *)(void *)x, &name, &x, 1, NULL, &result, &error), CML_INVALID_ARGUMENT,
+          "state");
   value = NULL;
   REFUSED(B->model_predict(model, NULL, &name, &value, 1, NULL, &result, &error), CML_INVALID_ARGUMENT, "input 0");
   value = (CmlValue *)(void *)model;
@@ -234,7 +239,8 @@ static void test_nulls(void) {
   REFUSED(B->tensor_new(B->self, NULL, &value, &error), CML_INVALID_ARGUMENT, "NULL");
   REFUSED(B->tensor_new(B->self, &desc, NULL, &error), CML_INVALID_ARGUMENT, "place");
   REFUSED(B->tensor_copy(B->self, &desc, NULL, 24, &value, &error), CML_INVALID_ARGUMENT, "NULL");
-  REFUSED(B->tensor_wrap(B->self, &desc, (void *)(uintptr_t)x_data, 24, NULL, NULL, &value, &error), CML_INVALID_ARGUMENT, "release");
+  REFUSED(B->tensor_wrap(B->self, &desc, (void *)(uintptr_t)x_data, 24, NULL, NULL, &value, &error),
+          CML_INVALID_ARGUMENT, "release");
   REFUSED(B->tensor_desc(NULL, &desc, &error), CML_INVALID_ARGUMENT, "value");
   REFUSED(B->tensor_desc(x, NULL, &error), CML_INVALID_ARGUMENT, "place");
   REFUSED(B->tensor_with_bytes(x, 0, NULL, NULL, &error), CML_INVALID_ARGUMENT, "function");
@@ -261,7 +267,8 @@ static void test_nulls(void) {
 static void test_load(void) {
   CmlError *error = NULL;
   CmlModel *model = (CmlModel *)(void *)&error;
-  REFUSED(B->model_load(B->self, str(path_to("absent.mlmodel")), NULL, &model, &error), CML_NOT_FOUND, "absent.mlmodel");
+  REFUSED(B->model_load(B->self, str(path_to("absent.mlmodel")), NULL, &model, &error), CML_NOT_FOUND,
+          "absent.mlmodel");
   CHECK(model == NULL);
   REFUSED(B->model_load(B->self, str(""), NULL, &model, &error), CML_INVALID_ARGUMENT, "path");
   REFUSED(B->model_load(B->self, str("\xff\xfe"), NULL, &model, &error), CML_INVALID_ARGUMENT, "UTF-8");
@@ -326,12 +333,16 @@ static void test_compile(void) {
     CHECK(entries_in("out") == 1);
   }
   path = (CmlBlob *)(void *)&error;
-  REFUSED(B->model_compile(B->self, str(path_to("corrupt.mlmodel")), str(path_to("out")), &path, &error), CML_FRAMEWORK, "damaged");
+  REFUSED(B->model_compile(B->self, str(path_to("corrupt.mlmodel")), str(path_to("out")), &path, &error), CML_FRAMEWORK,
+          "damaged");
   CHECK(path == NULL && entries_in("out") == 1);
   REFUSED(B->model_compile(B->self, str(path_to("absent.mlmodel")), str(""), &path, &error), CML_NOT_FOUND, "absent");
-  REFUSED(B->model_compile(B->self, str(path_to("model.mlmodel")), str(path_to("nowhere")), &path, &error), CML_NOT_FOUND, "nowhere");
-  REFUSED(B->model_compile(B->self, str(path_to("model.mlmodel")), str(path_to("notes.txt")), &path, &error), CML_INVALID_ARGUMENT, "folder");
-  REFUSED(B->model_compile(B->self, str(path_to("out/model.mlmodelc")), str(""), &path, &error), CML_INVALID_ARGUMENT, "already");
+  REFUSED(B->model_compile(B->self, str(path_to("model.mlmodel")), str(path_to("nowhere")), &path, &error),
+          CML_NOT_FOUND, "nowhere");
+  REFUSED(B->model_compile(B->self, str(path_to("model.mlmodel")), str(path_to("notes.txt")), &path, &error),
+          CML_INVALID_ARGUMENT, "folder");
+  REFUSED(B->model_compile(B->self, str(path_to("out/model.mlmodelc")), str(""), &path, &error), CML_INVALID_ARGUMENT,
+          "already");
   /* A folder that cannot be written to. */
   if (geteuid() != 0) {
     chmod(path_to("out"), 0500);
@@ -345,8 +356,10 @@ static void test_configuration(void) {
   CmlError *error = NULL;
   CmlModel *model = NULL;
   CmlStr path = str(path_to("model.mlmodel"));
-  CmlConfig config = {.size = sizeof config, .compute_units = CML_COMPUTE_CPU_AND_NEURAL_ENGINE,
-                      .flags = CML_CONFIG_LOW_PRECISION_ACCUMULATION, .function_name = str("other"),
+  CmlConfig config = {.size = sizeof config,
+                      .compute_units = CML_COMPUTE_CPU_AND_NEURAL_ENGINE,
+                      .flags = CML_CONFIG_LOW_PRECISION_ACCUMULATION,
+                      .function_name = str("other"),
                       .display_name = str("a name")};
   CHECK(WENT(B->model_load(B->self, path, &config, &model, &error)));
   CHECK(cml_test_delegate_config()->compute_units == CML_COMPUTE_CPU_AND_NEURAL_ENGINE);
@@ -364,7 +377,8 @@ static void test_configuration(void) {
     B->model_release(model);
   }
   /* A caller of an older header: what its struct has not, is not read. */
-  config = (CmlConfig){.size = offsetof(CmlConfig, flags), .compute_units = CML_COMPUTE_CPU_ONLY, .flags = ~0u, .threads = 3};
+  config = (CmlConfig){
+      .size = offsetof(CmlConfig, flags), .compute_units = CML_COMPUTE_CPU_ONLY, .flags = ~0u, .threads = 3};
   CHECK(WENT(B->model_load(B->self, path, &config, &model, &error)));
   B->model_release(model);
   config = (CmlConfig){.size = sizeof config, .function_name = str("missing")};
@@ -388,7 +402,8 @@ static const char description[] =
     "{\"name\":\"b\",\"optional\":true,\"kind\":\"tensor\",\"tensor\":{\"dtype\":\"int8\",\"shape\":[2,3]}},"
     "{\"name\":\"d\",\"optional\":true,\"kind\":\"tensor\",\"tensor\":{\"dtype\":\"float64\",\"shape\":[2,3],"
     "\"flexible\":{\"ranges\":[[1,8],[3,-1]]}}},"
-    "{\"name\":\"depth\",\"optional\":true,\"kind\":\"image\",\"image\":{\"width\":3,\"height\":2,\"color\":\"gray_float16\"}},"
+    "{\"name\":\"depth\",\"optional\":true,\"kind\":\"image\",\"image\":{\"width\":3,\"height\":2,\"color\":\"gray_"
+    "float16\"}},"
     "{\"name\":\"h\",\"optional\":true,\"kind\":\"tensor\",\"tensor\":{\"dtype\":\"float16\",\"shape\":[2,3]}},"
     "{\"name\":\"i\",\"optional\":true,\"kind\":\"tensor\",\"tensor\":{\"dtype\":\"int32\",\"shape\":[2,3],"
     "\"flexible\":{\"enumerated\":[[2,3],[4,3]]}}},"
@@ -405,7 +420,8 @@ static const char description[] =
     "{\"name\":\"words\",\"optional\":true,\"kind\":\"dictionary\",\"dictionary\":{\"key\":\"string\"}},"
     "{\"name\":\"x\",\"optional\":false,\"kind\":\"tensor\",\"tensor\":{\"dtype\":\"float32\",\"shape\":[2,3]}}],";
 static const char description_end[] =
-    "\"states\":[{\"name\":\"acc\",\"optional\":false,\"kind\":\"tensor\",\"tensor\":{\"dtype\":\"float32\",\"shape\":[2,3]}}],"
+    "\"states\":[{\"name\":\"acc\",\"optional\":false,\"kind\":\"tensor\",\"tensor\":{\"dtype\":\"float32\",\"shape\":["
+    "2,3]}}],"
     "\"functions\":[\"main\",\"other\"],\"predicted_feature\":\"out_s\",\"predicted_probabilities\":\"out_words\","
     "\"class_labels\":[\"cat\",\"d\\\"og\"],"
     "\"metadata\":{\"author\":\"\xc3\xa9 \\u0001\",\"license\":\"MIT\",\"user\":{\"k\":\"v\"}}}";
@@ -533,13 +549,25 @@ static void test_conversions(void) {
   free(again);
   free(floats);
   /* To nearest, ties to even, also across the edges of the format. */
-  const double doubles[12] = {1 + ldexp(1, -11),          1 + 3 * ldexp(1, -11), 65519.99, 65520,    -65520, ldexp(1, -25),
-                              ldexp(1, -25) * 1.0000001, ldexp(3, -25),         2047.5,   2 - ldexp(1, -12), ldexp(1, -14) - ldexp(1, -26), 1e300};
-  const uint16_t expected[12] = {0x3C00, 0x3C02, 0x7BFF, 0x7C00, 0xFC00, 0x0000, 0x0001, 0x0002, 0x6800, 0x4000, 0x0400, 0x7C00};
+  const double doubles[12] = {1 + ldexp(1, -11),
+                              1 + 3 * ldexp(1, -11),
+                              65519.99,
+                              65520,
+                              -65520,
+                              ldexp(1, -25),
+                              ldexp(1, -25) * 1.0000001,
+                              ldexp(3, -25),
+                              2047.5,
+                              2 - ldexp(1, -12),
+                              ldexp(1, -14) - ldexp(1, -26),
+                              1e300};
+  const uint16_t expected[12] = {0x3C00, 0x3C02, 0x7BFF, 0x7C00, 0xFC00, 0x0000,
+                                 0x0001, 0x0002, 0x6800, 0x4000, 0x0400, 0x7C00};
   uint16_t rounded[12];
   convert(CML_DTYPE_FLOAT64, doubles, sizeof doubles, CML_DTYPE_FLOAT16, rounded, sizeof rounded);
   for (int i = 0; i < 12; i++) {
-    if (rounded[i] != expected[i]) fprintf(stderr, "%a -> 0x%04x, wanted 0x%04x\n", doubles[i], rounded[i], expected[i]);
+    if (rounded[i] != expected[i])
+      fprintf(stderr, "%a -> 0x%04x, wanted 0x%04x\n", doubles[i], rounded[i], expected[i]);
   }
   CHECK(memcmp(rounded, expected, sizeof rounded) == 0);
   const float odd[6] = {1.9f, -1.9f, 300, -300, NAN, 3e9f};
@@ -548,7 +576,8 @@ static void test_conversions(void) {
   convert(CML_DTYPE_FLOAT32, odd, sizeof odd, CML_DTYPE_INT8, bytes, sizeof bytes);
   convert(CML_DTYPE_FLOAT32, odd, sizeof odd, CML_DTYPE_INT32, words, sizeof words);
   CHECK(bytes[0] == 1 && bytes[1] == -1 && bytes[2] == 127 && bytes[3] == -128 && bytes[4] == 0 && bytes[5] == 127);
-  CHECK(words[0] == 1 && words[1] == -1 && words[2] == 300 && words[3] == -300 && words[4] == 0 && words[5] == INT32_MAX);
+  CHECK(words[0] == 1 && words[1] == -1 && words[2] == 300 && words[3] == -300 && words[4] == 0 &&
+        words[5] == INT32_MAX);
   const int8_t signs[2] = {-5, 5};
   double wide[2];
   convert(CML_DTYPE_INT8, signs, 2, CML_DTYPE_FLOAT64, wide, sizeof wide);
@@ -588,17 +617,22 @@ static void test_wrap(void) {
   B->value_release(value);
   CHECK(owner.released == 1);
   /* Refused: the owner is untouched. */
-  REFUSED(B->tensor_wrap(B->self, &desc, memory, sizeof memory - 4, let_go, &owner, &value, &error), CML_INVALID_ARGUMENT, "24 bytes");
-  REFUSED(B->tensor_wrap(B->self, &desc, (char *)memory + 1, sizeof memory, let_go, &owner, &value, &error), CML_INVALID_ARGUMENT, "aligned");
+  REFUSED(B->tensor_wrap(B->self, &desc, memory, sizeof memory - 4, let_go, &owner, &value, &error),
+          CML_INVALID_ARGUMENT, "24 bytes");
+  REFUSED(B->tensor_wrap(B->self, &desc, (char *)memory + 1, sizeof memory, let_go, &owner, &value, &error),
+          CML_INVALID_ARGUMENT, "aligned");
   for (int mode = 0; mode < 2; mode++) {
     cml_workalike_set_hostile(mode == 0 ? 0 : CML_HOSTILE_EAGER_FREE);
     cml_workalike_inject(CML_INJECT_FAILURE, 1);
-    REFUSED(B->tensor_wrap(B->self, &desc, memory, sizeof memory, let_go, &owner, &value, &error), CML_FRAMEWORK, "injected");
+    REFUSED(B->tensor_wrap(B->self, &desc, memory, sizeof memory, let_go, &owner, &value, &error), CML_FRAMEWORK,
+            "injected");
     cml_workalike_inject(CML_INJECT_NSEXCEPTION, 1);
-    REFUSED(B->tensor_wrap(B->self, &desc, memory, sizeof memory, let_go, &owner, &value, &error), CML_OBJC_EXCEPTION, "injected");
+    REFUSED(B->tensor_wrap(B->self, &desc, memory, sizeof memory, let_go, &owner, &value, &error), CML_OBJC_EXCEPTION,
+            "injected");
     /* The array is there already, and something after it fails. */
     cml_workalike_inject(CML_INJECT_NSEXCEPTION, 4);
-    REFUSED(B->tensor_wrap(B->self, &desc, memory, sizeof memory, let_go, &owner, &value, &error), CML_OBJC_EXCEPTION, "injected");
+    REFUSED(B->tensor_wrap(B->self, &desc, memory, sizeof memory, let_go, &owner, &value, &error), CML_OBJC_EXCEPTION,
+            "injected");
     cml_workalike_inject(CML_INJECT_NOTHING, 0);
   }
   cml_workalike_set_hostile(0);
@@ -762,13 +796,14 @@ static void test_images(void) {
 /* ---- predictions ---- */
 
 enum { N_ALL = 15 };
-static const char *const all_names[N_ALL] = {"x", "h", "d", "i", "b", "n", "r", "s", "words", "ids", "tokens", "steps",
-                                             "photo", "scan", "depth"};
+static const char *const all_names[N_ALL] = {"x",     "h",   "d",      "i",     "b",     "n",    "r",    "s",
+                                             "words", "ids", "tokens", "steps", "photo", "scan", "depth"};
 static const uint16_t h_data[6] = {0x3C00, 0x4000, 0x4200, 0x4400, 0x4500, 0xC600};
 static const double d_data[6] = {1, 2, 3, 4, 5, -6};
 static const int32_t i_data[6] = {1, 2, 3, 4, 5, -6};
 static const int8_t b_data[6] = {1, 2, 3, 4, 5, -6};
-static const unsigned char pixels[24] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24};
+static const unsigned char pixels[24] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12,
+                                         13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24};
 
 static void make_all(CmlStr names[N_ALL], CmlValue *values[N_ALL]) {
   static const CmlStr words[2] = {{"b", 1}, {"a", 1}};
@@ -814,7 +849,9 @@ static void check_all(const CmlResult *result) {
   CmlScalarView scalar = {.size = sizeof scalar};
   CHECK(WENT(B->scalar_view(output(result, "out_n")->value, &scalar, &error)) && scalar.int64 == 42);
   CHECK(WENT(B->scalar_view(output(result, "out_r")->value, &scalar, &error)) && scalar.float64 == 1.5);
-  CHECK(WENT(B->scalar_view(output(result, "out_s")->value, &scalar, &error)) && is(scalar.string, "ab\xc3\xa9" "ab\xc3\xa9"));
+  CHECK(WENT(B->scalar_view(output(result, "out_s")->value, &scalar, &error)) && is(scalar.string,
+                                                                                    "ab\xc3\xa9"
+                                                                                    "ab\xc3\xa9"));
   CmlEntries all = {.size = sizeof all};
   CHECK(WENT(B->entries_view(output(result, "out_words")->value, &all, &error)));
   CHECK(all.n == 2 && is(all.string_keys[0], "a") && all.values[0] == 0.5 && all.values[1] == 1);
@@ -862,7 +899,8 @@ static void test_wrong_inputs(void) {
   CmlStr names[2] = {str("x"), str("x")};
   CmlValue *two[2] = {x, x};
   REFUSED(B->model_predict(model, NULL, NULL, NULL, 0, NULL, &result, &error), CML_NOT_FOUND, "'x' is missing");
-  REFUSED(B->model_predict(model, NULL, names, two, 2, NULL, &result, &error), CML_INVALID_ARGUMENT, "'x' is given twice");
+  REFUSED(B->model_predict(model, NULL, names, two, 2, NULL, &result, &error), CML_INVALID_ARGUMENT,
+          "'x' is given twice");
   REFUSED(B->model_predict(model, NULL, names, &n, 1, NULL, &result, &error), CML_TYPE_MISMATCH, "'x' is a int64");
   names[1] = str("why");
   REFUSED(B->model_predict(model, NULL, names, two, 2, NULL, &result, &error), CML_NOT_FOUND, "'why'");
@@ -926,7 +964,8 @@ static void test_backings(void) {
   CmlValue *x = tensor_x();
   CmlStr name = str("x"), out = str("out_x");
   static const int64_t padded[2] = {16, 1}, folded[2] = {0, 1}, shape32[2] = {3, 2};
-  CmlTensorDesc dense = desc_of(CML_DTYPE_FLOAT32, 2, shape23, NULL), wide = desc_of(CML_DTYPE_FLOAT32, 2, shape23, padded);
+  CmlTensorDesc dense = desc_of(CML_DTYPE_FLOAT32, 2, shape23, NULL),
+                wide = desc_of(CML_DTYPE_FLOAT32, 2, shape23, padded);
   CmlTensorDesc doubles = desc_of(CML_DTYPE_FLOAT64, 2, shape23, NULL);
   const struct {
     uint32_t mode;
@@ -941,7 +980,7 @@ static void test_backings(void) {
       {CML_HOSTILE_IGNORE_BACKINGS, &wide, 0, 0},
       {CML_HOSTILE_IGNORE_BACKINGS | CML_HOSTILE_PADDED, &wide, 0, 0},
       {CML_HOSTILE_ALIAS_BACKINGS, &dense, 0, 1},
-      {0, &doubles, 0, 0}, /* not shown to the framework, converted */
+      {0, &doubles, 0, 0},  /* not shown to the framework, converted */
       {0, &dense, 1015, 0}, /* too old for backings */
   };
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -1060,7 +1099,8 @@ static void *breach_now(void *context) {
   }
   if (breach->in_state) {
     expect_busy(breach, B->state_with_bytes(breach->state, str("acc"), 0, see, ignored, &error), error);
-    expect_busy(breach, B->model_predict(breach->model, breach->state, &name, &breach->x, 1, NULL, &result, &error), error);
+    expect_busy(breach, B->model_predict(breach->model, breach->state, &name, &breach->x, 1, NULL, &result, &error),
+                error);
   } else {
     expect_busy(breach, B->model_predict(breach->model, NULL, &name, &breach->x, 1, NULL, &result, &error), error);
   }
@@ -1162,7 +1202,8 @@ static void test_errors(void) {
   cml_workalike_inject(CML_INJECT_FAILURE, 2);
   REFUSED(B->model_predict(model, NULL, &name, &x, 1, NULL, &result, &error), CML_FRAMEWORK, "did not say why");
   CmlModel *none = NULL;
-  REFUSED(B->model_load(B->self, str(path_to("corrupt.mlmodel")), NULL, &none, &error), CML_FRAMEWORK, "did not say why");
+  REFUSED(B->model_load(B->self, str(path_to("corrupt.mlmodel")), NULL, &none, &error), CML_FRAMEWORK,
+          "did not say why");
   cml_workalike_inject(CML_INJECT_NOTHING, 0);
   cml_workalike_set_hostile(0);
   /* The model is as good as new. */
@@ -1239,12 +1280,15 @@ static CmlStatus everything(CmlError **error) {
   bool wrapped = false;
   float seen[6];
   unsigned char rows[24];
-  CmlConfig config = {.size = sizeof config, .compute_units = CML_COMPUTE_CPU_AND_NEURAL_ENGINE, .flags = 1,
-                      .function_name = str("main"), .display_name = str("d")};
+  CmlConfig config = {.size = sizeof config,
+                      .compute_units = CML_COMPUTE_CPU_AND_NEURAL_ENGINE,
+                      .flags = 1,
+                      .function_name = str("main"),
+                      .display_name = str("d")};
   for (int i = 0; i < N_ALL; i++) names[i] = str(all_names[i]);
-#define STEP(call)                                                                                                     \
-  do {                                                                                                                 \
-    if (status == CML_OK) status = (call);                                                                             \
+#define STEP(call)                         \
+  do {                                     \
+    if (status == CML_OK) status = (call); \
   } while (0)
   STEP(B->backend_info(B->self, &info, error));
   STEP(B->model_compile(B->self, str(path_to("model.mlmodel")), str(path_to("out")), &path, error));
@@ -1260,27 +1304,46 @@ static CmlStatus everything(CmlError **error) {
     STEP(B->tensor_copy(B->self, &desc, data[i], 6 * (((size_t)dtypes[i] & 0xFFFF) / 8), &values[i], error));
   }
   for (int i = 5; i < 8; i++) {
-    CmlScalarView view = {.size = sizeof view, .kind = i - 4, .int64 = 21, .float64 = 0.75, .string = str("ab\xc3\xa9")};
+    CmlScalarView view = {
+        .size = sizeof view, .kind = i - 4, .int64 = 21, .float64 = 0.75, .string = str("ab\xc3\xa9")};
     STEP(B->scalar_new(B->self, &view, &values[i], error));
   }
   for (int i = 8; i < 12; i++) {
     bool text = i % 2 == 0;
-    CmlEntries all = {sizeof all, text ? CML_KIND_STRING : CML_KIND_INT64, 2, text ? NULL : ids, text ? words : NULL, i < 10 ? weights : NULL};
+    CmlEntries all = {sizeof all,
+                      text ? CML_KIND_STRING : CML_KIND_INT64,
+                      2,
+                      text ? NULL : ids,
+                      text ? words : NULL,
+                      i < 10 ? weights : NULL};
     STEP((i < 10 ? B->dictionary_new : B->sequence_new)(B->self, &all, &values[i], error));
   }
   for (int i = 12; i < 15; i++) {
-    CmlImageDesc desc = {sizeof desc, i == 12 ? CML_PIXEL_BGRA8 : i == 13 ? CML_PIXEL_GRAY8 : CML_PIXEL_GRAY16F, 3, 2, i == 12 ? 12 : i == 13 ? 3 : 6};
+    CmlImageDesc desc = {sizeof desc,
+                         i == 12   ? CML_PIXEL_BGRA8
+                         : i == 13 ? CML_PIXEL_GRAY8
+                                   : CML_PIXEL_GRAY16F,
+                         3, 2,
+                         i == 12   ? 12
+                         : i == 13 ? 3
+                                   : 6};
     STEP(B->image_new(B->self, &desc, pixels, 2 * desc.row_bytes, &values[i], error));
   }
   STEP(B->state_new(model, &state, error));
   STEP(B->model_predict(model, NULL, names, values, N_ALL, NULL, &result, error));
   static const char *const read_back[5] = {"out_x", "out_h", "out_d", "out_i", "out_b"};
-  for (int i = 0; i < 5; i++) STEP(B->tensor_read(output(result, read_back[i])->value, CML_DTYPE_FLOAT32, seen, 24, error));
+  for (int i = 0; i < 5; i++)
+    STEP(B->tensor_read(output(result, read_back[i])->value, CML_DTYPE_FLOAT32, seen, 24, error));
   {
     CmlStr out = str("out_x");
     CmlTensorDesc desc = desc_of(CML_DTYPE_FLOAT32, 2, shape23, NULL);
     STEP(B->tensor_new(B->self, &desc, &backing, error));
-    CmlPredictOptions options = {.size = sizeof options, .wanted = &out, .n_wanted = 1, .backing_names = &out, .backings = &backing, .n_backings = 1};
+    CmlPredictOptions options = {.size = sizeof options,
+                                 .wanted = &out,
+                                 .n_wanted = 1,
+                                 .backing_names = &out,
+                                 .backings = &backing,
+                                 .n_backings = 1};
     STEP(B->model_predict(model, state, names, values, 1, &options, &second, error));
   }
   STEP(B->tensor_read(backing, CML_DTYPE_FLOAT32, seen, 24, error));
@@ -1317,7 +1380,8 @@ static void test_injection(void) {
       {CML_INJECT_OBJECT, "thrown object", 0, CML_FOREIGN_EXCEPTION},
       {CML_INJECT_FAILURE, "failure", 0, CML_FRAMEWORK},
       {CML_INJECT_FAILURE, "failure without an error", CML_HOSTILE_NIL_ERROR, CML_FRAMEWORK},
-      {CML_INJECT_FAILURE, "failure four errors deep", CML_HOSTILE_NESTED_ERRORS | CML_HOSTILE_EAGER_FREE, CML_FRAMEWORK},
+      {CML_INJECT_FAILURE, "failure four errors deep", CML_HOSTILE_NESTED_ERRORS | CML_HOSTILE_EAGER_FREE,
+       CML_FRAMEWORK},
   };
   CmlError *error = NULL;
   CHECK(WENT(everything(&error)));
@@ -1337,7 +1401,8 @@ static void test_injection(void) {
       /* Without an asset the functions are just not known. */
       bool harmless = ways[way].what == CML_INJECT_FAILURE && strstr(where, "modelAssetWithURL") != NULL;
       CmlErrorView view = view_of(error, 0);
-      if (harmless ? status != CML_OK : (status != ways[way].wanted || view.status != status || view.message.len == 0)) {
+      if (harmless ? status != CML_OK
+                   : (status != ways[way].wanted || view.status != status || view.message.len == 0)) {
         fprintf(stderr, "%s no. %ld at %s: status %d, the error says: %.*s\n", ways[way].name, nth, where, status,
                 (int)view.message.len, view.message.ptr);
         failures++;

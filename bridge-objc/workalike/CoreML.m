@@ -53,8 +53,8 @@ void cml_workalike_inject(int what, long nth) {
 }
 
 __attribute__((constructor)) static void wa_read_environment(void) {
-  static const char *const names[] = {"padded",    "ignore-backings", "alias-backings", "nil-error", "nested-errors",
-                                      "late-release", "short-bytes",  "eager-free"};
+  static const char *const names[] = {"padded",        "ignore-backings", "alias-backings", "nil-error",
+                                      "nested-errors", "late-release",    "short-bytes",    "eager-free"};
   const char *list = getenv("CML_WORKALIKE_HOSTILE");
   unsigned modes = 0;
   while (list != NULL && *list != 0) {
@@ -97,7 +97,9 @@ static bool its_turn(const char *where, bool failure) {
 static void entry(const char *where) {
   if (!its_turn(where, false)) return;
   switch (atomic_load(&wa_inject)) {
-    case CML_INJECT_NSEXCEPTION: [NSException raise:NSInternalInconsistencyException format:@"injected at %s", where]; break;
+    case CML_INJECT_NSEXCEPTION:
+      [NSException raise:NSInternalInconsistencyException format:@"injected at %s", where];
+      break;
     default: @throw @"an object that is no exception";
   }
 }
@@ -390,7 +392,12 @@ static MLMultiArray *array_fresh(NSArray<NSNumber *> *shape, MLMultiArrayDataTyp
   }
   void *bytes = malloc(last * item);
   memset(bytes, 0xA5, last * item);
-  return array_on(array_alloc(), bytes, shape, type, strides, ^(void *memory) { free(memory); }, nil);
+  return array_on(
+      array_alloc(), bytes, shape, type, strides,
+      ^(void *memory) {
+        free(memory);
+      },
+      nil);
 }
 
 /* ---- sequences and feature values ---- */
@@ -470,7 +477,8 @@ static MLFeatureValue *feature_of(MLFeatureType type, id object) {
   entry("+[MLFeatureValue featureValueWithSequence:]");
   return (id)feature_of(MLFeatureTypeSequence, sequence);
 }
-+ (nullable instancetype)featureValueWithDictionary:(NSDictionary<id<NSCopying>, NSNumber *> *)dictionary error:(NSError **)error {
++ (nullable instancetype)featureValueWithDictionary:(NSDictionary<id<NSCopying>, NSNumber *> *)dictionary
+                                              error:(NSError **)error {
   if (entry_fails("+[MLFeatureValue featureValueWithDictionary:error:]", error)) return nil;
   return (id)feature_of(MLFeatureTypeDictionary, dictionary);
 }
@@ -564,15 +572,15 @@ static MLDictionaryFeatureProvider *provider_of(NSDictionary *values) {
 
 /* ---- descriptions ---- */
 
-#define GETTER(type, name, ivar)                                                                                       \
-  -(type)name {                                                                                                        \
-    entry("-" #name);                                                                                                  \
-    return ivar;                                                                                                       \
+#define GETTER(type, name, ivar) \
+  -(type)name {                  \
+    entry("-" #name);            \
+    return ivar;                 \
   }
-#define OBJECT_GETTER(type, name, ivar)                                                                                \
-  -(type)name {                                                                                                        \
-    entry("-" #name);                                                                                                  \
-    return [[ivar retain] autorelease];                                                                                \
+#define OBJECT_GETTER(type, name, ivar) \
+  -(type)name {                         \
+    entry("-" #name);                   \
+    return [[ivar retain] autorelease]; \
   }
 
 @implementation MLMultiArrayShapeConstraint
@@ -714,11 +722,12 @@ OBJECT_GETTER(NSArray *, classLabels, _labels)
 
 /* ---- descriptions, from the delegate's JSON ---- */
 
-#define MAKE(class) ({                                                                                                 \
-  class *made_ = [[[class alloc] init] autorelease];                                                                   \
-  born();                                                                                                              \
-  made_;                                                                                                               \
-})
+#define MAKE(class)                                    \
+  ({                                                   \
+    class *made_ = [[[class alloc] init] autorelease]; \
+    born();                                            \
+    made_;                                             \
+  })
 
 static MLMultiArrayDataType type_named(NSString *name) {
   if ([name isEqual:@"float16"]) return MLMultiArrayDataTypeFloat16;
@@ -757,7 +766,8 @@ static id constraint_of(MLFeatureType type, NSDictionary *feature) {
         shapes->_shapes = [[flexible objectForKey:@"enumerated"] retain];
       } else if ([flexible objectForKey:@"ranges"] != nil) {
         shapes->_type = MLMultiArrayShapeConstraintTypeRange;
-        for (NSArray *pair in [flexible objectForKey:@"ranges"]) [ranges addObject:[NSValue valueWithRange:range_of(pair)]];
+        for (NSArray *pair in [flexible objectForKey:@"ranges"])
+          [ranges addObject:[NSValue valueWithRange:range_of(pair)]];
       } else { /* a fixed shape: Core ML enumerates the one */
         shapes->_type = MLMultiArrayShapeConstraintTypeEnumerated;
         shapes->_shapes = [[NSArray alloc] initWithObjects:constraint->_shape, nil];
@@ -836,10 +846,10 @@ static MLModelDescription *description_of(NSDictionary *json) {
   MLModelDescription *description = MAKE(MLModelDescription);
   NSDictionary *metadata = [json objectForKey:@"metadata"];
   NSMutableDictionary *renamed = [NSMutableDictionary dictionary];
-  NSDictionary *names = [NSDictionary
-      dictionaryWithObjectsAndKeys:MLModelAuthorKey, @"author", MLModelLicenseKey, @"license", MLModelVersionStringKey,
-                                   @"version", MLModelDescriptionKey, @"description", MLModelCreatorDefinedKey, @"user",
-                                   nil];
+  NSDictionary *names =
+      [NSDictionary dictionaryWithObjectsAndKeys:MLModelAuthorKey, @"author", MLModelLicenseKey, @"license",
+                                                 MLModelVersionStringKey, @"version", MLModelDescriptionKey,
+                                                 @"description", MLModelCreatorDefinedKey, @"user", nil];
   for (NSString *name in names) {
     id value = [metadata objectForKey:name];
     if (value != nil) [renamed setObject:value forKey:[names objectForKey:name]];
@@ -989,7 +999,7 @@ static CmlStatus entries_to(const CmlBridge *bridge, CmlKind kind, NSArray *keys
     if (!text) int64s[i] = [(NSNumber *)key longLongValue];
     values[i] = [[numbers objectForKey:key] doubleValue];
   }
-  CmlEntries entries = {sizeof entries, text ? CML_KIND_STRING : CML_KIND_INT64, n, text ? NULL : int64s,
+  CmlEntries entries = {sizeof entries,        text ? CML_KIND_STRING : CML_KIND_INT64, n, text ? NULL : int64s,
                         text ? strings : NULL, numbers != nil ? values : NULL};
   CmlStatus status = kind == CML_KIND_DICTIONARY ? bridge->dictionary_new(bridge->self, &entries, value, error)
                                                  : bridge->sequence_new(bridge->self, &entries, value, error);
@@ -1005,7 +1015,9 @@ static CmlStatus value_to(const CmlBridge *bridge, MLFeatureValue *feature, CmlV
   scalar.size = sizeof scalar;
   scalar.kind = (CmlKind)feature->_type;
   switch (feature->_type) {
-    case MLFeatureTypeInt64: scalar.int64 = feature->_int64; return bridge->scalar_new(bridge->self, &scalar, value, error);
+    case MLFeatureTypeInt64:
+      scalar.int64 = feature->_int64;
+      return bridge->scalar_new(bridge->self, &scalar, value, error);
     case MLFeatureTypeDouble:
       scalar.float64 = feature->_double;
       return bridge->scalar_new(bridge->self, &scalar, value, error);
@@ -1028,7 +1040,7 @@ static CmlStatus value_to(const CmlBridge *bridge, MLFeatureValue *feature, CmlV
       return bridge->image_new(bridge->self, &desc, p->bytes, p->stride * p->height, value, error);
     }
     case MLFeatureTypeDictionary:
-      return entries_to(bridge, CML_KIND_DICTIONARY, [feature->_object allKeys], feature->_object, value, error);
+      return entries_to(bridge, CML_KIND_DICTIONARY, [feature->_object allKeys], feature -> _object, value, error);
     case MLFeatureTypeSequence:
       return entries_to(bridge, CML_KIND_SEQUENCE, ((MLSequence *)feature->_object)->_values, nil, value, error);
     default: return CML_TYPE_MISMATCH;
@@ -1098,8 +1110,7 @@ static MLFeatureValue *value_from(const CmlBridge *bridge, CmlValue *value, id b
       view.size = sizeof view;
       *status = bridge->scalar_view(value, &view, error);
       if (*status != CML_OK) return nil;
-      MLFeatureValue *feature =
-          feature_of((MLFeatureType)kind, kind == CML_KIND_STRING ? text_of(view.string) : nil);
+      MLFeatureValue *feature = feature_of((MLFeatureType)kind, kind == CML_KIND_STRING ? text_of(view.string) : nil);
       feature->_int64 = view.int64;
       feature->_double = view.float64;
       return feature;
@@ -1249,8 +1260,8 @@ static id<MLFeatureProvider> predict(MLModel *self, id<MLFeatureProvider> featur
   NSError *cause = nil;
   if (json_at(url.path, &cause) == nil) return fail(error, cause); /* a compiler refuses what is no model */
   NSString *unique = [[NSProcessInfo processInfo] globallyUniqueString];
-  NSString *compiled = [[NSTemporaryDirectory() stringByAppendingPathComponent:unique]
-      stringByAppendingPathExtension:@"mlmodelc"];
+  NSString *compiled =
+      [[NSTemporaryDirectory() stringByAppendingPathComponent:unique] stringByAppendingPathExtension:@"mlmodelc"];
   if (![files createDirectoryAtPath:compiled withIntermediateDirectories:YES attributes:nil error:&cause] ||
       ![files copyItemAtPath:url.path toPath:[compiled stringByAppendingPathComponent:name] error:&cause] ||
       ![name writeToFile:[compiled stringByAppendingPathComponent:wa_marker]

@@ -16,7 +16,7 @@ void cml_workalike_set_delegate(const CmlBridge *delegate);
 /* Hostile modes, which hold until they are set anew. The environment variable CML_WORKALIKE_HOSTILE sets them for a
    whole process: a comma-separated list of the names on the right. */
 enum {
-  CML_HOSTILE_PADDED = 1 << 0,          /* padded:          rows of outputs are padded to 64 bytes, with rubbish between */
+  CML_HOSTILE_PADDED = 1 << 0, /* padded:          rows of outputs are padded to 64 bytes, with rubbish between */
   CML_HOSTILE_IGNORE_BACKINGS = 1 << 1, /* ignore-backings: outputs are always fresh arrays */
   CML_HOSTILE_ALIAS_BACKINGS = 1 << 2,  /* alias-backings:  the backing is written, but answered as another object */
   CML_HOSTILE_NIL_ERROR = 1 << 3,       /* nil-error:       failures come without an NSError */
@@ -28,7 +28,8 @@ enum {
 void cml_workalike_set_hostile(uint32_t modes);
 void cml_workalike_set_late_release_ms(uint32_t milliseconds); /* 1000 to begin with */
 
-/* One misbehaviour (GNU's Objective-C runtime catches no C++ exception, so there is none here), at the `nth` method called from now on (1 = the next one). */
+/* One misbehaviour (GNU's Objective-C runtime catches no C++ exception, so there is none here), at the `nth` method
+ * called from now on (1 = the next one). */
 enum {
   CML_INJECT_NOTHING = 0,
   CML_INJECT_NSEXCEPTION = 1, /* an NSException */

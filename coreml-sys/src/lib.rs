@@ -29,6 +29,8 @@
     reason = "generated from the header, whose comments are the documentation"
 )]
 mod bindings;
+#[cfg(all(feature = "objc", not(target_vendor = "apple")))]
+pub mod workalike;
 
 pub use bindings::*;
 

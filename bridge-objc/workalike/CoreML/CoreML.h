@@ -15,11 +15,7 @@
 #pragma clang assume_nonnull begin
 
 extern NSString *const MLModelErrorDomain;
-typedef NS_ENUM(NSInteger, MLModelError) {
-  MLModelErrorGeneric = 0,
-  MLModelErrorFeatureType = 1,
-  MLModelErrorIO = 3
-};
+typedef NS_ENUM(NSInteger, MLModelError) { MLModelErrorGeneric = 0, MLModelErrorFeatureType = 1, MLModelErrorIO = 3 };
 
 typedef NSString *MLModelMetadataKey;
 extern MLModelMetadataKey const MLModelDescriptionKey;
@@ -129,7 +125,8 @@ typedef NS_ENUM(NSInteger, MLImageSizeConstraintType) {
 + (instancetype)featureValueWithMultiArray:(MLMultiArray *)value;
 + (instancetype)featureValueWithPixelBuffer:(CVPixelBufferRef)value;
 + (instancetype)featureValueWithSequence:(MLSequence *)sequence;
-+ (nullable instancetype)featureValueWithDictionary:(NSDictionary<id<NSCopying>, NSNumber *> *)value error:(NSError **)error;
++ (nullable instancetype)featureValueWithDictionary:(NSDictionary<id<NSCopying>, NSNumber *> *)value
+                                              error:(NSError **)error;
 @end
 
 @protocol MLFeatureProvider
