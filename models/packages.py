@@ -17,12 +17,10 @@ logging.getLogger("coremltools").setLevel(logging.ERROR)  # it warns about every
 
 import coremltools as ct  # noqa: E402  (quiet only if the logger was told before)
 
-
-
 _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")
 
 
-def convert(program: Any, *, half: bool = False, target: Any = None, outputs: list[str] | None = None) -> Any:
+def convert(program: Any, *, half: bool = False, target: Any = None) -> Any:
     """Converts a MIL program to an ML program whose arithmetic is float16 (`half`) or float32."""
     return ct.convert(
         program,
@@ -30,7 +28,6 @@ def convert(program: Any, *, half: bool = False, target: Any = None, outputs: li
         convert_to="mlprogram",
         compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
         minimum_deployment_target=target or ct.target.iOS15,
-        outputs=[ct.TensorType(name=name) for name in outputs] if outputs else None,
         skip_model_load=True,
     )
 
@@ -58,7 +55,8 @@ def save(model: Any, path: Path, *, description: str, author: str, version: str,
 def _name_items(manifest_path: Path) -> None:
     """Replaces the random identifiers of a package's items by ones derived from their paths."""
     manifest = json.loads(manifest_path.read_text())
-    names = {old: str(uuid.uuid5(_NAMESPACE, item["path"])).upper() for old, item in manifest["itemInfoEntries"].items()}
-    manifest["itemInfoEntries"] = {names[old]: item for old, item in sorted(manifest["itemInfoEntries"].items(), key=lambda entry: entry[1]["path"])}
+    items = sorted(manifest["itemInfoEntries"].items(), key=lambda entry: entry[1]["path"])
+    names = {old: str(uuid.uuid5(_NAMESPACE, item["path"])).upper() for old, item in items}
+    manifest["itemInfoEntries"] = {names[old]: item for old, item in items}
     manifest["rootModelIdentifier"] = names[manifest["rootModelIdentifier"]]
     manifest_path.write_text(json.dumps(manifest, indent=4) + "\n")
