@@ -64,7 +64,7 @@ pub(crate) unsafe fn text<'a>(string: CmlStr, what: &str) -> Result<&'a str, Fai
         return Err(Failure::null(what));
     }
     // SAFETY: the caller's promise.
-    let bytes = unsafe { string.bytes() };
+    let bytes = unsafe { string.as_bytes() };
     std::str::from_utf8(bytes).map_err(|_| Failure::invalid(format!("{what} is not UTF-8")))
 }
 

@@ -139,8 +139,8 @@ pub(crate) unsafe extern "C" fn error_view(error: *const CmlError, depth: u32, v
             depth_left: u32::try_from(object.failure.messages.len() - depth - 1).unwrap_or(u32::MAX),
             status: object.failure.status,
             code: i64::from(object.failure.status),
-            domain: CmlStr::new(DOMAIN),
-            message: CmlStr::new(message),
+            domain: CmlStr::from(DOMAIN),
+            message: CmlStr::from(message.as_str()),
             reason: CmlStr::NONE,
         },
         None => CmlErrorView {

@@ -267,21 +267,6 @@ fn nanoseconds(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Lends all values to the engine at once, one inside the other, then runs `last`.
-fn lend_all<'n>(
-    values: &[(&'n str, &Value)],
-    lent: &mut Vec<(&'n str, Input<'_>)>,
-    last: &mut dyn FnMut(&[(&'n str, Input<'_>)]) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    let Some(((name, value), rest)) = values.split_first() else { return last(lent) };
-    value.lend(&mut |input| {
-        let mut all = Vec::with_capacity(lent.len() + values.len());
-        all.extend_from_slice(lent);
-        all.push((*name, input));
-        lend_all(rest, &mut all, last)
-    })
-}
-
 pub(crate) unsafe extern "C" fn model_predict(
     model: *mut CmlModel,
     state: *mut CmlState,
@@ -306,10 +291,10 @@ pub(crate) unsafe extern "C" fn model_predict(
         let names = unsafe { texts(names, n_inputs, "the names of the inputs") }?;
         // SAFETY: as above.
         let handles = unsafe { arguments::slice(inputs, n_inputs, "the inputs") }?;
-        let mut values = Vec::with_capacity(n_inputs);
+        let mut lent = Vec::with_capacity(n_inputs);
         for (name, &handle) in names.iter().zip(handles) {
             // SAFETY: live handles by the table's contract.
-            values.push((*name, unsafe { value::borrow(handle) }?));
+            lent.push((*name, unsafe { value::borrow(handle) }?.lend()?));
         }
         if let Some(twice) = names.iter().enumerate().find_map(|(i, n)| names[..i].contains(n).then_some(n)) {
             return Err(Failure::invalid(format!("the input `{twice}` is given twice")));
@@ -322,13 +307,10 @@ pub(crate) unsafe extern "C" fn model_predict(
         {
             return Err(Failure::new(coreml_sys::CML_NOT_FOUND, format!("no output `{name}` to back")));
         }
-        let mut outputs = Vec::new();
+        let inputs: Vec<_> = lent.iter().map(|(name, value)| (*name, value.input())).collect();
         let prepared = nanoseconds(start);
         let running = Instant::now();
-        lend_all(&values, &mut Vec::new(), &mut |inputs| {
-            outputs = session.predict(inputs, state.as_deref_mut(), &options.wanted)?;
-            Ok(())
-        })?;
+        let outputs = session.predict(&inputs, state.as_deref_mut(), &options.wanted)?;
         let ran = nanoseconds(running);
         let collecting = Instant::now();
         let mut made = ResultObject {
@@ -346,7 +328,7 @@ pub(crate) unsafe extern "C" fn model_predict(
                 (_, output) => (Value::of_output(output)?, 0),
             };
             made.outputs.push(CmlOutput {
-                name: CmlStr::new(&name),
+                name: CmlStr::from(name.as_str()),
                 value: value::into_handle(value),
                 backing_used: used,
                 reserved: 0,
@@ -437,10 +419,11 @@ pub(crate) unsafe extern "C" fn state_with_bytes(
             return Err(Failure::null("the visitor"));
         }
         if writable != 0 {
-            copied?.lend(&mut |input| match input {
-                Input::Array(array) => Ok(state.write(name, &ArrayRef { shape: &shape, ..array })?),
-                _ => Err(Failure::invalid("a state is a tensor")),
-            })?;
+            let copied = copied?;
+            let lent = copied.lend()?;
+            if let Input::Array(array) = lent.input() {
+                state.write(name, &ArrayRef { shape: &shape, ..array })?;
+            }
         }
         Ok(())
     };

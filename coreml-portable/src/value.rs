@@ -17,7 +17,7 @@ use half::f16;
 use crate::arguments::{self, out};
 use crate::error::{Failure, slot};
 use crate::live::{Kind, Live};
-use crate::serial::Serial;
+use crate::serial::{Reading, Serial};
 
 /// What a `CmlValue` handle points to.
 #[derive(Debug)]
@@ -48,14 +48,14 @@ pub(crate) struct Tensor {
 }
 
 #[derive(Debug)]
-enum Memory {
+pub(crate) enum Memory {
     Owned(Elements),
     Foreign(Foreign),
 }
 
 /// Memory of the caller, given back exactly once.
 #[derive(Debug)]
-struct Foreign {
+pub(crate) struct Foreign {
     data: *mut u8,
     length: usize,
     release: unsafe extern "C" fn(*mut c_void),
@@ -129,7 +129,7 @@ impl Entries {
                 Key::String(key) => strings.push(key),
             }
         }
-        let views = strings.iter().map(|key: &String| CmlStr::new(key)).collect();
+        let views = strings.iter().map(|key: &String| CmlStr::from(key.as_str())).collect();
         Self { ints, strings, views, values, key_kind }
     }
 }
@@ -194,41 +194,26 @@ impl Value {
         }
     }
 
-    /// Lends the value to the engine for the length of `with`.
-    pub(crate) fn lend<R>(
-        &self,
-        with: &mut dyn FnMut(Input<'_>) -> Result<R, Failure>,
-    ) -> Result<R, Failure> {
-        match &self.content {
+    /// Lends the value to the engine; nobody changes it meanwhile.
+    pub(crate) fn lend(&self) -> Result<Lent<'_>, Failure> {
+        Ok(match &self.content {
             Content::Tensor(tensor) => {
-                let memory = tensor.memory.read()?;
-                let sizes = |list: &[i64]| -> Vec<usize> {
-                    list.iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect()
-                };
-                let (shape, strides) = (sizes(&tensor.shape), sizes(&tensor.strides));
-                with(Input::Array(ArrayRef {
+                let sizes =
+                    |list: &[i64]| list.iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect::<Vec<_>>();
+                Lent::Tensor {
                     dtype: tensor.dtype,
-                    shape: &shape,
-                    strides: Some(&strides),
-                    bytes: memory.bytes(),
-                }))
+                    shape: sizes(&tensor.shape),
+                    strides: sizes(&tensor.strides),
+                    memory: tensor.memory.read()?,
+                }
             }
-            Content::Image(image) => {
-                let pixels = image.pixels.read()?;
-                with(Input::Image(ImageRef {
-                    format: image.format,
-                    width: image.width,
-                    height: image.height,
-                    row_bytes: image.width * image.format.size(),
-                    pixels: &pixels,
-                }))
-            }
-            Content::Int64(x) => with(Input::Int64(*x)),
-            Content::Double(x) => with(Input::Double(*x)),
+            Content::Image(image) => Lent::Image { image, pixels: image.pixels.read()? },
+            Content::Int64(x) => Lent::Scalar(Input::Int64(*x)),
+            Content::Double(x) => Lent::Scalar(Input::Double(*x)),
             Content::String(_) | Content::Entries(_) => {
-                Err(Failure::unsupported("text, dictionaries and sequences as inputs of a model"))
+                return Err(Failure::unsupported("text, dictionaries and sequences as inputs of a model"));
             }
-        }
+        })
     }
 
     /// Writes the array into this tensor, if it has that dtype and shape; else says no and changes nothing.
@@ -249,6 +234,31 @@ impl Value {
             from += run * size;
         });
         Ok(true)
+    }
+}
+
+/// A value that is lent to the engine for one call.
+pub(crate) enum Lent<'a> {
+    Tensor { dtype: ArrayDtype, shape: Vec<usize>, strides: Vec<usize>, memory: Reading<'a, Memory> },
+    Image { image: &'a Image, pixels: Reading<'a, Vec<u8>> },
+    Scalar(Input<'static>),
+}
+
+impl Lent<'_> {
+    pub(crate) fn input(&self) -> Input<'_> {
+        match self {
+            Self::Tensor { dtype, shape, strides, memory } => {
+                Input::Array(ArrayRef { dtype: *dtype, shape, strides: Some(strides), bytes: memory.bytes() })
+            }
+            Self::Image { image, pixels } => Input::Image(ImageRef {
+                format: image.format,
+                width: image.width,
+                height: image.height,
+                row_bytes: image.width * image.format.size(),
+                pixels,
+            }),
+            Self::Scalar(input) => *input,
+        }
     }
 }
 
@@ -644,9 +654,10 @@ pub(crate) unsafe extern "C" fn scalar_new(
         let content = match scalar.kind {
             CML_KIND_INT64 => Content::Int64(scalar.int64),
             CML_KIND_DOUBLE => Content::Double(scalar.float64),
-            // SAFETY: the string is borrowed for the call.
             CML_KIND_STRING => {
-                Content::String(unsafe { arguments::text(scalar.string, "the string") }?.to_owned())
+                // SAFETY: the string is borrowed for the call.
+                let text = unsafe { arguments::text(scalar.string, "the string") }?;
+                Content::String(text.to_owned())
             }
             kind => return Err(Failure::invalid(format!("kind {kind} is not a scalar"))),
         };
@@ -677,7 +688,7 @@ pub(crate) unsafe extern "C" fn scalar_view(
         match &value.content {
             Content::Int64(x) => view.int64 = *x,
             Content::Double(x) => view.float64 = *x,
-            Content::String(text) => view.string = CmlStr::new(text),
+            Content::String(text) => view.string = CmlStr::from(text.as_str()),
             _ => return Err(Failure::mismatch(format!("a value of kind {} is not a scalar", value.kind()))),
         }
         scalar.set(view);
