@@ -1,0 +1,81 @@
+//! How a model is to be loaded.
+
+use core::{fmt, num::NonZeroU32};
+
+use coreml_sys::{
+    CML_COMPUTE_ALL, CML_COMPUTE_CPU_AND_GPU, CML_COMPUTE_CPU_AND_NEURAL_ENGINE, CML_COMPUTE_CPU_ONLY,
+    CML_CONFIG_LOW_PRECISION_ACCUMULATION, CmlComputeUnits, CmlConfig, CmlStr,
+};
+
+/// Where a model may run; the numbers are `MLComputeUnits`'.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(i32)]
+pub enum ComputeUnits {
+    /// On the CPU only.
+    CpuOnly = CML_COMPUTE_CPU_ONLY,
+    /// On the CPU and the GPU, but not on the Neural Engine.
+    CpuAndGpu = CML_COMPUTE_CPU_AND_GPU,
+    /// Wherever the framework thinks best.
+    #[default]
+    All = CML_COMPUTE_ALL,
+    /// On the CPU and the Neural Engine, but not on the GPU.
+    CpuAndNeuralEngine = CML_COMPUTE_CPU_AND_NEURAL_ENGINE,
+}
+
+impl ComputeUnits {
+    /// The number that stands for these units in the table.
+    #[must_use]
+    pub const fn to_native(self) -> CmlComputeUnits {
+        self as CmlComputeUnits
+    }
+}
+
+impl fmt::Display for ComputeUnits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            ComputeUnits::CpuOnly => "CPU only",
+            ComputeUnits::CpuAndGpu => "CPU and GPU",
+            ComputeUnits::All => "all",
+            ComputeUnits::CpuAndNeuralEngine => "CPU and Neural Engine",
+        })
+    }
+}
+
+/// How a model is to be loaded. The default leaves every choice to the framework.
+///
+/// ```
+/// use coreml_bridge::{ComputeUnits, Config};
+///
+/// let config = Config { compute_units: ComputeUnits::CpuOnly, ..Config::default() };
+/// assert_ne!(config, Config::default());
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Config {
+    /// Where the model may run.
+    pub compute_units: ComputeUnits,
+    /// Which of the model's functions to load; none = its default.
+    pub function: Option<String>,
+    /// CPU threads inside one prediction; none = the bridge's choice. A bridge that cannot be told answers
+    /// [`Error::Unsupported`](crate::Error::Unsupported).
+    pub threads: Option<NonZeroU32>,
+    /// Let the GPU accumulate in half precision.
+    pub low_precision_accumulation: bool,
+    /// The name that tools show for the model; none = its file's.
+    pub display_name: Option<String>,
+}
+
+impl Config {
+    /// Borrows the names: the result must not outlive `self`.
+    pub(crate) fn to_native(&self) -> CmlConfig {
+        let Config { compute_units, function, threads, low_precision_accumulation, display_name } = self;
+        let name = |name: &Option<String>| name.as_deref().map_or(CmlStr::NONE, CmlStr::from);
+        CmlConfig {
+            size: size_of::<CmlConfig>() as u32,
+            compute_units: compute_units.to_native(),
+            flags: if *low_precision_accumulation { CML_CONFIG_LOW_PRECISION_ACCUMULATION } else { 0 },
+            threads: threads.map_or(0, NonZeroU32::get),
+            function_name: name(function),
+            display_name: name(display_name),
+        }
+    }
+}
