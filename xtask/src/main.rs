@@ -1,6 +1,10 @@
 //! Development tasks; `cargo xtask --help` lists them.
 
 mod bindings;
+mod fuzz;
+mod layers;
+mod models;
+mod run;
 
 use std::path::PathBuf;
 
@@ -22,6 +26,19 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Run the fuzz targets (needs a nightly compiler and cargo-fuzz).
+    #[command(after_help = "Example: cargo xtask fuzz model --seconds 600")]
+    Fuzz {
+        /// Which target; all if none.
+        target: Option<String>,
+        /// How long each target runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
+    /// Prove with `cargo tree` that the arrows between the crates point down.
+    Layers,
+    /// Bring the models that are not committed to models/cache (needs Python 3.11 and PyPI).
+    Models,
 }
 
 /// The repository's root.
@@ -32,7 +49,11 @@ fn root() -> PathBuf {
 }
 
 fn main() -> anyhow::Result<()> {
+    let root = root();
     match Arguments::parse().verb {
-        Verb::Bindings { check } => bindings::run(&root(), check),
+        Verb::Bindings { check } => bindings::run(&root, check),
+        Verb::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds),
+        Verb::Layers => layers::run(&root),
+        Verb::Models => models::run(&root),
     }
 }
