@@ -92,11 +92,11 @@ pub struct NativeError {
     /// The number within the domain.
     pub code: i64,
     /// Who numbers the errors, for example `com.apple.CoreML`; empty if the bridge gave no details.
-    pub domain: String,
+    pub domain: Box<str>,
     /// What happened.
-    pub message: String,
+    pub message: Box<str>,
     /// Why, if that is known.
-    pub reason: Option<String>,
+    pub reason: Option<Box<str>>,
     /// What caused it.
     pub source: Option<Box<NativeError>>,
 }

@@ -79,6 +79,18 @@ pub enum TensorError {
         /// How many dimensions there are.
         rank: usize,
     },
+    /// A part of a tensor that is not within it was asked for.
+    #[error("{start}..{end} along axis {axis} is not within a tensor of shape {shape:?}")]
+    Narrow {
+        /// The tensor's shape.
+        shape: Vec<usize>,
+        /// The axis.
+        axis: usize,
+        /// Where the range starts.
+        start: usize,
+        /// Where the range ends.
+        end: usize,
+    },
     /// The shape has more elements than memory can hold.
     #[error("a tensor of shape {shape:?} does not fit in memory")]
     TooLarge {
@@ -457,6 +469,33 @@ impl Tensor {
         })
     }
 
+    /// The part of this tensor whose index along `axis` lies in `range`, on the same memory.
+    ///
+    /// # Errors
+    /// [`TensorError::Narrow`] if there is no such dimension, or the range is not within it.
+    ///
+    /// ```
+    /// use coreml_bridge::Tensor;
+    ///
+    /// let batch = Tensor::from_vec(&[3, 2], vec![1, 2, 3, 4, 5, 6])?;
+    /// assert_eq!(batch.narrow(0, 1..3)?.as_slice::<i32>()?, [3, 4, 5, 6]);
+    /// assert_eq!(batch.narrow(1, 1..2)?.to_vec::<i32>()?, [2, 4, 6]);
+    /// # Ok::<(), coreml_bridge::TensorError>(())
+    /// ```
+    pub fn narrow(&self, axis: usize, range: core::ops::Range<usize>) -> Result<Tensor, TensorError> {
+        let within = |&dimension: &usize| range.start <= range.end && range.end <= dimension;
+        if !self.shape.get(axis).is_some_and(within) {
+            let core::ops::Range { start, end } = range;
+            return Err(TensorError::Narrow { shape: self.shape.to_vec(), axis, start, end });
+        }
+        let mut shape = self.shape.to_vec();
+        shape[axis] = range.len();
+        // An empty tensor names no element, and must not point beyond its memory either.
+        let start =
+            if shape.contains(&0) { self.start } else { self.start + range.start * self.strides[axis] };
+        Ok(Tensor { start, shape: shape.into(), ..self.clone() })
+    }
+
     /// The elements, for writing, in row-major order. Copies them first if the memory is shared or not contiguous.
     ///
     /// # Errors
@@ -494,14 +533,34 @@ impl Tensor {
         &self.storage
     }
 
-    pub(crate) fn start(&self) -> usize {
-        self.start
+    /// The memory, if nobody shares it.
+    pub(crate) fn storage_mut(&mut self) -> Option<&mut Storage> {
+        Arc::get_mut(&mut self.storage)
+    }
+
+    /// The memory from the first element to the end of the last, and what else lies between.
+    pub(crate) fn span_bytes(&self) -> &[u8] {
+        let size = self.dtype().size();
+        // Cannot overflow: the invariant puts every element within the storage.
+        let span = layout::span(&self.shape, &self.strides).unwrap_or(0);
+        &self.storage.bytes()[self.start * size..(self.start + span) * size]
+    }
+
+    pub(crate) fn shared_shape(&self) -> &Arc<[usize]> {
+        &self.shape
     }
 
     /// The memory, if it is this tensor's alone and holds nothing else than its elements in order.
     pub(crate) fn into_whole_storage(mut self) -> Option<Arc<Storage>> {
         let whole = self.start == 0 && self.len() == self.storage.len() && self.is_contiguous();
         (whole && Arc::get_mut(&mut self.storage).is_some()).then_some(self.storage)
+    }
+
+    /// The elements from the first to the end of the last, and what else lies between.
+    #[cfg(feature = "ndarray")]
+    pub(crate) fn span_elements<T: Element>(&self) -> Result<&[T], TensorError> {
+        let span = layout::span(&self.shape, &self.strides).unwrap_or(0);
+        Ok(&self.elements::<T>()?[self.start..self.start + span])
     }
 
     fn elements<T: Element>(&self) -> Result<&[T], TensorError> {

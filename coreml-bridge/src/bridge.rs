@@ -1,0 +1,246 @@
+//! A bridge: whoever can run models, as one table of C functions.
+
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    path::{Path, PathBuf},
+    ptr,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+
+use coreml_sys::{CmlBridge, CmlStr};
+use serde::Deserialize;
+
+use crate::{BridgeError, Config, CoreMlHandle, Dtype, Error, table::Table};
+
+/// Whoever can run models: Apple's Core ML, the portable engine, a double in a test.
+///
+/// A copyable reference to a table of functions that was checked once. Two bridges live side by side in one process; every
+/// handle carries the one that made it.
+///
+/// ```no_run
+/// use coreml_bridge::{Bridge, Config, Features, Tensor};
+///
+/// let model = Bridge::platform().load("digits.mlpackage", &Config::default())?;
+/// let image = Tensor::zeros(coreml_bridge::Dtype::Float32, &[1, 1, 8, 8])?;
+/// let outputs = model.predict(&Features::new().with("image", image))?;
+/// println!("{:?}", outputs.tensor("probabilities")?.as_slice::<f32>()?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy)]
+pub struct Bridge {
+    table: &'static Table,
+}
+
+impl Bridge {
+    /// A bridge on a table of functions.
+    ///
+    /// # Errors
+    /// [`BridgeError`] if the table is null, has another version, is too short, or lacks a slot.
+    ///
+    /// # Safety
+    /// `table` is null, or points at a [`CmlBridge`] that is as long as its `struct_size` says (when its `abi_version` is
+    /// this crate's), lives for ever, does not change, and whose functions keep the rules of `coreml_bridge.h`.
+    ///
+    /// ```
+    /// use coreml_bridge::{Bridge, BridgeError};
+    ///
+    /// // SAFETY: null is allowed.
+    /// assert_eq!(unsafe { Bridge::from_table(std::ptr::null()) }.unwrap_err(), BridgeError::Null);
+    /// ```
+    pub unsafe fn from_table(table: *const CmlBridge) -> Result<Bridge, BridgeError> {
+        /// Every table that was ever checked: a table lives for ever, so its parsed form may, too.
+        static TABLES: Mutex<Vec<&'static Table>> = Mutex::new(Vec::new());
+
+        // Nothing panics under the lock, so that a poisoned one is as good.
+        let mut tables = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = tables.iter().find(|known| ptr::eq(known.raw, table)) {
+            return Ok(Bridge { table: known });
+        }
+        // SAFETY: the caller promises what `check` demands.
+        let table = Box::leak(Box::new(unsafe { Table::check(table) }?));
+        tables.push(table);
+        Ok(Bridge { table })
+    }
+
+    /// The bridge of this platform: Core ML on Apple's, the portable engine elsewhere.
+    ///
+    /// ```
+    /// assert!(!coreml_bridge::Bridge::platform().info()?.name.is_empty());
+    /// # Ok::<(), coreml_bridge::Error>(())
+    /// ```
+    #[must_use]
+    pub fn platform() -> Bridge {
+        #[cfg(target_vendor = "apple")]
+        return Bridge::coreml();
+        #[cfg(not(target_vendor = "apple"))]
+        return Bridge::portable();
+    }
+
+    /// Apple's Core ML.
+    ///
+    /// # Panics
+    /// If the shim was compiled from another header than this crate, which one build cannot bring about.
+    #[cfg(target_vendor = "apple")]
+    #[must_use]
+    pub fn coreml() -> Bridge {
+        static BRIDGE: OnceLock<Bridge> = OnceLock::new();
+        *BRIDGE.get_or_init(|| {
+            // SAFETY: the function takes nothing and may be called at any time.
+            let table = unsafe { coreml_sys::cml_bridge_coreml() };
+            // SAFETY: the shim's table is static and keeps the rules.
+            unsafe { Bridge::from_table(table) }.expect("the shim fills the table of its own header")
+        })
+    }
+
+    /// The portable engine.
+    ///
+    /// # Panics
+    /// If the engine's table was made for another version of this crate, which one build cannot bring about.
+    #[cfg(any(not(target_vendor = "apple"), feature = "portable"))]
+    #[must_use]
+    pub fn portable() -> Bridge {
+        static BRIDGE: OnceLock<Bridge> = OnceLock::new();
+        *BRIDGE.get_or_init(|| {
+            // SAFETY: the engine's table is static and keeps the rules.
+            unsafe { Bridge::from_table(coreml_portable::bridge()) }
+                .expect("the engine fills the whole table")
+        })
+    }
+
+    pub(crate) fn table(self) -> &'static Table {
+        self.table
+    }
+
+    /// What the bridge says of itself.
+    ///
+    /// # Errors
+    /// [`Error::Info`], or [`Error::Description`] if its answer is not understood.
+    pub fn info(self) -> Result<BackendInfo, Error> {
+        let subject: Arc<str> = Arc::from("the bridge");
+        let json = self
+            .make("backend_info", |table, json, error| {
+                // SAFETY: the out-pointers are ours.
+                unsafe { (table.backend_info)(table.own(), json, error) }
+            })
+            .map_err(|failure| failure.about(&subject, |_, source| Error::Info { source }))?;
+        serde_json::from_slice(json.bytes())
+            .map_err(|source| Error::Description { subject, source: Arc::new(source) })
+    }
+
+    /// Compiles a model (`.mlmodel`, `.mlpackage`) into `folder`, and returns the path of the result. With no folder the
+    /// result is in a temporary one, which is the caller's to delete. Nothing is left behind on failure.
+    ///
+    /// Blocks for as long as it takes, which for Core ML may be minutes.
+    ///
+    /// # Errors
+    /// [`Error::Compile`] with the reason, [`Error::Unsupported`] if this bridge does not compile, [`Error::Path`] if a path
+    /// is not UTF-8.
+    pub fn compile(self, source: &Path, folder: Option<&Path>) -> Result<PathBuf, Error> {
+        let path = utf8(source)?;
+        let folder = folder.map(utf8).transpose()?;
+        let subject: Arc<str> = path.into();
+        let wrong = |failure: crate::native::Failure| {
+            failure.about(&subject, |path, source| Error::Compile { path, source })
+        };
+        let result = self
+            .make("model_compile", |table, result, error| {
+                let folder = folder.map_or(CmlStr::NONE, CmlStr::from);
+                // SAFETY: the strings are borrowed for the call, the out-pointers are ours.
+                unsafe { (table.model_compile)(table.own(), path.into(), folder, result, error) }
+            })
+            .map_err(wrong)?;
+        let bytes = core::str::from_utf8(result.bytes()).map_err(|_| Error::Contract {
+            slot: "model_compile",
+            what: "it gave a path that is not UTF-8",
+        })?;
+        Ok(PathBuf::from(bytes))
+    }
+
+    /// Loads a model (`.mlmodel`, `.mlpackage`, `.mlmodelc`) for this thread, and reads its description.
+    ///
+    /// Blocks for as long as it takes, which for Core ML may be minutes.
+    ///
+    /// # Errors
+    /// [`Error::Load`] with the reason, [`Error::Unsupported`] if this bridge cannot do what `config` asks, [`Error::Describe`]
+    /// and [`Error::Description`] if the model does not say what it takes, [`Error::Path`] if the path is not UTF-8.
+    pub fn load(self, path: impl AsRef<Path>, config: &Config) -> Result<CoreMlHandle, Error> {
+        CoreMlHandle::load(self, utf8(path.as_ref())?, config)
+    }
+}
+
+/// Paths cross the table as UTF-8.
+fn utf8(path: &Path) -> Result<&str, Error> {
+    path.to_str().ok_or_else(|| Error::Path { path: path.to_owned() })
+}
+
+/// The same table.
+impl PartialEq for Bridge {
+    fn eq(&self, other: &Bridge) -> bool {
+        ptr::eq(self.table.raw, other.table.raw)
+    }
+}
+
+impl Eq for Bridge {}
+
+impl Hash for Bridge {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        ptr::hash(self.table.raw, state);
+    }
+}
+
+impl fmt::Debug for Bridge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bridge({:p})", self.table.raw)
+    }
+}
+
+/// What a bridge says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
+pub struct BackendInfo {
+    /// Who runs models, for example `portable`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The system it runs on.
+    #[serde(default)]
+    pub system: String,
+    /// The element types that it takes.
+    #[serde(default)]
+    pub dtypes: Vec<Dtype>,
+    /// What else it can do.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// Where it can run models.
+    #[serde(default)]
+    pub devices: Vec<Device>,
+}
+
+/// Something that computes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "DeviceForm")]
+#[non_exhaustive]
+pub struct Device {
+    /// What it is: `cpu`, `gpu`, `neural_engine`.
+    pub kind: String,
+    /// How many cores it has, if that is known.
+    pub cores: Option<u32>,
+}
+
+/// A device is an object, or just its kind.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum DeviceForm {
+    Kind(String),
+    Object { kind: String, cores: Option<u32> },
+}
+
+impl From<DeviceForm> for Device {
+    fn from(form: DeviceForm) -> Self {
+        match form {
+            DeviceForm::Kind(kind) => Device { kind, cores: None },
+            DeviceForm::Object { kind, cores } => Device { kind, cores },
+        }
+    }
+}
