@@ -1,2 +1,75 @@
-//! To come.
-fn main() {}
+//! `coreml`: looks into Core ML models and runs them, on any platform.
+
+mod inspect;
+mod predict;
+mod values;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use coreml_bridge::{Bridge, Config, CoreMlHandle};
+
+/// Look into Core ML models and run them, on any platform.
+#[derive(Parser)]
+#[command(name = "coreml", version, about, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Show what a model takes and gives, and who made it.
+    #[command(after_help = "Example: coreml inspect models/digits/digits.mlpackage")]
+    Inspect {
+        #[command(flatten)]
+        model: ModelArguments,
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a model once.
+    #[command(after_help = "Examples:\n  \
+        coreml predict model.mlpackage --input image=digit.npy\n  \
+        coreml predict model.mlmodel --input image=cat.png --input threshold=0.5.json --output out/\n\n\
+        A file ending in .npy is a NumPy array, .json a number, a string, a list or an object; .png, .jpg and .jpeg are\n\
+        pictures, which become what the model takes: an image of its size, or a tensor [.., C, H, W] of values 0 to 1.")]
+    Predict {
+        #[command(flatten)]
+        model: ModelArguments,
+        /// An input, as NAME=FILE. Once for each.
+        #[arg(long = "input", short = 'i', value_name = "NAME=FILE")]
+        inputs: Vec<String>,
+        /// Write each output to FOLDER/NAME.npy (images to .png, the rest to .json) as well.
+        #[arg(long = "output", short = 'o', value_name = "FOLDER")]
+        output: Option<PathBuf>,
+        /// Print the outputs as JSON, whole.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args)]
+struct ModelArguments {
+    /// The model: .mlmodel or .mlpackage (on Apple platforms .mlmodelc too).
+    model: PathBuf,
+    /// The function to load; the model's default one if not given.
+    #[arg(long)]
+    function: Option<String>,
+}
+
+impl ModelArguments {
+    fn load(&self) -> anyhow::Result<CoreMlHandle> {
+        let config = Config { function: self.function.clone(), ..Config::default() };
+        Ok(Bridge::platform().load(&self.model, &config)?)
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().verb {
+        Verb::Inspect { model, json } => inspect::run(&model.load()?, json),
+        Verb::Predict { model, inputs, output, json } => {
+            predict::run(&model.load()?, &inputs, output.as_deref(), json)
+        }
+    }
+}

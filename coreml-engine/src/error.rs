@@ -69,7 +69,7 @@ pub enum LoadError {
         known: Vec<String>,
     },
     /// One op or layer cannot be prepared.
-    #[error("{model}: op `{op}` that makes `{output}`: {source}")]
+    #[error("{model}: op `{op}` that makes `{output}` cannot be prepared")]
     Op {
         /// The model's path.
         model: String,
@@ -168,7 +168,7 @@ pub enum PredictError {
         reason: String,
     },
     /// An op failed.
-    #[error("{model}: op `{op}` that makes `{output}`: {source}")]
+    #[error("{model}: op `{op}` that makes `{output}` failed")]
     Op {
         /// The model's path.
         model: String,

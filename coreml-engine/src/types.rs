@@ -221,8 +221,7 @@ impl fmt::Display for TensorType {
 }
 
 /// The product of the dimensions, or `None` where it does not fit a `usize`.
-#[must_use]
-pub fn element_count(shape: &[usize]) -> Option<usize> {
+pub(crate) fn element_count(shape: &[usize]) -> Option<usize> {
     if shape.contains(&0) {
         return Some(0);
     }

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 ///
 /// Tensors may be strided (a transpose moves no element); [`TensorView::to_contiguous_in`] makes them dense.
 #[derive(Clone, Debug)]
-pub enum Value {
+pub(crate) enum Value {
     /// fp16, fp32, fp64.
     F32(Tensor<f32>),
     /// Integers and booleans (0 or 1).
@@ -18,7 +18,7 @@ pub enum Value {
 
 /// A borrowed [`Value`].
 #[derive(Clone, Debug)]
-pub enum ValueView<'a> {
+pub(crate) enum ValueView<'a> {
     /// fp16, fp32, fp64.
     F32(TensorView<'a, f32>),
     /// Integers and booleans (0 or 1).
@@ -27,8 +27,7 @@ pub enum ValueView<'a> {
 
 impl Value {
     /// The shape.
-    #[must_use]
-    pub fn shape(&self) -> &[usize] {
+    pub(crate) fn shape(&self) -> &[usize] {
         match self {
             Self::F32(t) => t.shape(),
             Self::I32(t) => t.shape(),
@@ -36,8 +35,7 @@ impl Value {
     }
 
     /// Borrows.
-    #[must_use]
-    pub fn view(&self) -> ValueView<'_> {
+    pub(crate) fn view(&self) -> ValueView<'_> {
         match self {
             Self::F32(t) => ValueView::F32(t.view()),
             Self::I32(t) => ValueView::I32(t.view()),
@@ -45,8 +43,7 @@ impl Value {
     }
 
     /// Whether it holds floats.
-    #[must_use]
-    pub fn is_float(&self) -> bool {
+    pub(crate) fn is_float(&self) -> bool {
         matches!(self, Self::F32(_))
     }
 
@@ -64,8 +61,7 @@ impl Value {
 
 impl<'a> ValueView<'a> {
     /// The shape.
-    #[must_use]
-    pub fn shape(&self) -> &[usize] {
+    pub(crate) fn shape(&self) -> &[usize] {
         match self {
             Self::F32(t) => t.shape(),
             Self::I32(t) => t.shape(),
@@ -73,14 +69,12 @@ impl<'a> ValueView<'a> {
     }
 
     /// Whether it holds floats.
-    #[must_use]
-    pub fn is_float(&self) -> bool {
+    pub(crate) fn is_float(&self) -> bool {
         matches!(self, Self::F32(_))
     }
 
     /// A dense copy in memory of the pool.
-    #[must_use]
-    pub fn to_owned_in(&self, pool: &BufferPool) -> Value {
+    pub(crate) fn to_owned_in(&self, pool: &BufferPool) -> Value {
         match self {
             Self::F32(t) => Value::F32(t.to_tensor_in(pool)),
             Self::I32(t) => Value::I32(t.to_tensor_in(pool)),
@@ -101,7 +95,7 @@ impl From<Tensor<i32>> for Value {
 }
 
 /// What one kernel run makes: most make one value.
-pub type Outputs = SmallVec<[Value; 1]>;
+pub(crate) type Outputs = SmallVec<[Value; 1]>;
 
 /// One output.
 pub(crate) fn one(value: impl Into<Value>) -> Outputs {

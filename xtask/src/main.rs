@@ -5,6 +5,7 @@ mod fuzz;
 mod layers;
 mod models;
 mod run;
+mod shim;
 
 use std::path::PathBuf;
 
@@ -39,6 +40,12 @@ enum Verb {
     Layers,
     /// Bring the models that are not committed to models/cache (needs Python 3.11 and PyPI).
     Models,
+    /// Compile, run and attack the Objective-C shim off Apple (needs clang and GNUstep, see bridge-objc/README.md).
+    Shim {
+        /// Make the list of Apple's declarations anew from the unpacked objc2 crates in this folder.
+        #[arg(long, value_name = "FOLDER")]
+        known: Option<PathBuf>,
+    },
 }
 
 /// The repository's root.
@@ -55,5 +62,6 @@ fn main() -> anyhow::Result<()> {
         Verb::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds),
         Verb::Layers => layers::run(&root),
         Verb::Models => models::run(&root),
+        Verb::Shim { known } => shim::run(&root, known.as_deref()),
     }
 }

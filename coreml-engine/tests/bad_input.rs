@@ -1,0 +1,189 @@
+//! Damaged files and wrong inputs give typed errors that name what is wrong. Nothing panics, and what is loaded stays usable.
+
+mod common;
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+
+use common::{array, load, predict, report, repository};
+use coreml_engine::{Elements, Limits, LoadError, LoadOptions, Model, PredictError, SharedBytes};
+use coreml_proto::proto as spec;
+use coreml_proto::proto::mil_spec as mil;
+use prost::Message;
+
+const PACKAGE: &str = "models/digits/digits-f32.mlpackage";
+
+fn specification() -> Vec<u8> {
+    std::fs::read(repository(PACKAGE).join("Data/com.apple.CoreML/model.mlmodel")).unwrap()
+}
+
+fn files() -> HashMap<String, SharedBytes> {
+    let path = repository(PACKAGE).join("Data/com.apple.CoreML/weights/weight.bin");
+    HashMap::from([("@model_path/weights/weight.bin".into(), std::fs::read(path).unwrap().into())])
+}
+
+fn load_bytes(specification: &[u8]) -> Result<Model, LoadError> {
+    Model::from_memory("test.mlpackage", specification, &files(), &LoadOptions::default())
+}
+
+/// The specification after `change` has had its way with it.
+fn changed(change: impl FnOnce(&mut spec::Model)) -> Vec<u8> {
+    let mut model = spec::Model::decode(&specification()[..]).unwrap();
+    change(&mut model);
+    model.encode_to_vec()
+}
+
+fn operations(model: &mut spec::Model) -> &mut Vec<mil::Operation> {
+    let Some(spec::model::Type::MlProgram(program)) = &mut model.r#type else { panic!("a program") };
+    let function = program.functions.get_mut("main").unwrap();
+    &mut function.block_specializations.values_mut().next().unwrap().operations
+}
+
+#[test]
+fn a_missing_path_names_the_path() {
+    let error = Model::load("/no/such.mlpackage", &LoadOptions::default()).unwrap_err();
+    assert!(matches!(&error, LoadError::Io { path, .. } if path.ends_with("such.mlpackage")), "{error}");
+}
+
+#[test]
+fn an_empty_file_is_not_a_model() {
+    let path = std::env::temp_dir().join(format!("coreml-empty-{}.mlmodel", std::process::id()));
+    std::fs::write(&path, b"").unwrap();
+    let error = Model::load(&path, &LoadOptions::default()).unwrap_err();
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(error, LoadError::NotAModel { .. }), "{error}");
+}
+
+#[test]
+fn a_folder_without_a_manifest_is_not_a_model() {
+    let error = Model::load(repository("models/digits"), &LoadOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("Manifest.json"), "{error}");
+}
+
+#[test]
+fn an_unknown_op_is_named_with_its_output_and_the_model() {
+    let bytes = changed(|model| {
+        let op = operations(model).iter_mut().find(|op| op.r#type == "conv").unwrap();
+        op.r#type = "transmogrify".into();
+    });
+    let text = load_bytes(&bytes).unwrap_err().to_string();
+    assert!(text.contains("transmogrify") && text.contains("test.mlpackage") && text.contains('`'), "{text}");
+}
+
+#[test]
+fn a_weight_beyond_the_file_is_refused() {
+    let bytes = changed(|model| {
+        for op in operations(model) {
+            if let Some(mil::Value { value: Some(mil::value::Value::BlobFileValue(blob)), .. }) =
+                op.attributes.get_mut("val")
+            {
+                blob.offset = 1 << 40;
+            }
+        }
+    });
+    let text = report(&load_bytes(&bytes).unwrap_err());
+    assert!(text.contains("beyond the weight file"), "{text}");
+}
+
+#[test]
+fn a_constant_of_2_to_the_60_elements_is_refused_without_allocating_them() {
+    let bytes = changed(|model| {
+        for op in operations(model) {
+            let Some(value) = op.attributes.get_mut("val") else { continue };
+            if let Some(mil::value_type::Type::TensorType(ty)) =
+                value.r#type.as_mut().and_then(|ty| ty.r#type.as_mut())
+            {
+                for dimension in &mut ty.dimensions {
+                    let size = mil::dimension::ConstantDimension { size: 1 << 60 };
+                    dimension.dimension = Some(mil::dimension::Dimension::Constant(size));
+                }
+            }
+        }
+    });
+    let error = load_bytes(&bytes).unwrap_err();
+    assert!(matches!(error, LoadError::Corrupt { .. }), "{error}");
+}
+
+#[test]
+fn a_value_that_nobody_defines_is_refused() {
+    let bytes = changed(|model| {
+        let op = operations(model).iter_mut().rev().find(|op| op.inputs.contains_key("x")).unwrap();
+        op.inputs.get_mut("x").unwrap().arguments[0].binding =
+            Some(mil::argument::binding::Binding::Name("nobody".into()));
+    });
+    let text = load_bytes(&bytes).unwrap_err().to_string();
+    assert!(text.contains("`nobody`") && text.contains("never defined"), "{text}");
+}
+
+#[test]
+fn a_tensor_over_the_limit_is_refused_and_the_session_stays_usable() {
+    let mut limits = Limits::default();
+    limits.tensor_elements = 100;
+    let options = LoadOptions::default().limits(limits);
+    let model = match Model::from_memory("test", &specification(), &files(), &options) {
+        Ok(model) => model,
+        Err(error) => {
+            assert!(report(&error).contains("limit"), "{error}");
+            return;
+        }
+    };
+    let mut session = model.session(NonZeroUsize::MIN);
+    let image = Elements::zeros(coreml_engine::description::ArrayDtype::Float32, 64);
+    for _ in 0..2 {
+        let error = session.predict(&[("image", array(&[1, 1, 8, 8], &image))], None, &[]).unwrap_err();
+        assert!(matches!(error, PredictError::Op { .. }) && report(&error).contains("limit"), "{error}");
+    }
+}
+
+#[test]
+fn wrong_inputs_are_named_with_what_was_expected() {
+    let model = load(&repository(PACKAGE));
+    let mut session = model.session(NonZeroUsize::MIN);
+    let image = Elements::Float32(vec![0.5; 64]);
+    let before = predict(&mut session, &[("image", array(&[1, 1, 8, 8], &image))], "probabilities");
+
+    let error = session.predict(&[], None, &[]).unwrap_err().to_string();
+    assert!(error.contains("`image` is missing") && error.contains("[1, 1, 8, 8]"), "{error}");
+    let wrong = [
+        ("imag", array(&[1, 1, 8, 8], &image), "has no input `imag`"),
+        ("image", array(&[1, 64], &image), "found tensor float32 [1, 64]"),
+        ("image", array(&[8, 8], &image), "found tensor float32 [8, 8]"),
+    ];
+    for (name, input, expected) in wrong {
+        let error = session.predict(&[(name, input)], None, &[]).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let ints = Elements::Int32(vec![0; 64]);
+    let error =
+        session.predict(&[("image", array(&[1, 1, 8, 8], &ints))], None, &[]).unwrap_err().to_string();
+    assert!(error.contains("expected tensor float32") && error.contains("found tensor int32"), "{error}");
+    let error = session
+        .predict(&[("image", array(&[1, 1, 8, 8], &image))], None, &["probability"])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("no output `probability`") && error.contains("probabilities"), "{error}");
+
+    assert_eq!(predict(&mut session, &[("image", array(&[1, 1, 8, 8], &image))], "probabilities"), before);
+}
+
+/// Every prefix of the file and many single-bit flips: an error or a model, never a panic.
+#[test]
+fn truncated_and_flipped_files_never_panic() {
+    let good = specification();
+    for end in (0..good.len()).step_by(7) {
+        drop(load_bytes(&good[..end]));
+    }
+    let mut random = 0x9E37_79B9_7F4A_7C15_u64;
+    for _ in 0..3000 {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let mut bytes = good.clone();
+        let bit = usize::try_from(random).unwrap() % (bytes.len() * 8);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let Ok(model) = load_bytes(&bytes) else { continue };
+        let image = Elements::Float32(vec![0.5; 64]);
+        let mut session = model.session(NonZeroUsize::MIN);
+        drop(session.predict(&[("image", array(&[1, 1, 8, 8], &image))], None, &[]));
+    }
+}
