@@ -6,6 +6,8 @@
 
 #include "cml_internal.h"
 
+#undef cml_fail /* see there */
+
 static NSString *const cml_domain = @"coreml.objc"; /* errors that the shim finds itself */
 
 /* ---- handles ---- */

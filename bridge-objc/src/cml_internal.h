@@ -115,6 +115,10 @@ CmlStatus cml_fail_busy(CmlError **error, const char *what);
 CmlStatus cml_fail_memory(CmlError **error);
 CmlStatus cml_fail_os(CmlError **error, const char *what, const char *needs);
 
+#ifdef __clang_analyzer__ /* it cannot look into cml_error.m: a failure is never CML_OK */
+#define cml_fail(error, status, ...) (cml_fail((error), (status), __VA_ARGS__), (status))
+#endif
+
 /* Nothing unwinds into the caller, and nothing autoreleased outlives the call. */
 #define CML_TRY      \
   @autoreleasepool { \

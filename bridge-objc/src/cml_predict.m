@@ -243,7 +243,9 @@ static CmlStatus cml_collect(const CmlCall *call, id<MLFeatureProvider> given, N
     } else {
       MLMultiArray *array = feature.type == MLFeatureTypeMultiArray ? feature.multiArrayValue : nil;
       if (array == nil) return cml_fail(error, CML_FRAMEWORK, "output '%s' is not a tensor", cml_utf8(name));
-      output->value = call->options.backings[backed.unsignedLongValue];
+      size_t index = backed.unsignedLongValue;
+      if (index >= call->options.n_backings) return cml_fail(error, CML_FRAMEWORK, "no backing %zu", index);
+      output->value = call->options.backings[index];
       cml_value_retain(output->value);
       status = cml_backing_fill(output->value, array, name, &output->backing_used, error);
     }

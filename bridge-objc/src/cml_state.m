@@ -20,14 +20,14 @@ CmlStatus cml_state_new(CmlModel *model, CmlState **out, CmlError **error) {
   if (!cml_enter(model, &status)) return cml_fail_busy(error, "model");
   CmlState *state = cml_handle_new(sizeof *state, &cml_tag_state);
   if (state == NULL) {
-    status = cml_fail_memory(error);
-  } else {
-    state->model = model;
-    cml_handle_retain(model);
-    CML_TRY
-    status = cml_state_make(state, error);
-    CML_CATCH(status, error)
+    cml_leave(model, &status);
+    return cml_fail_memory(error);
   }
+  state->model = model;
+  cml_handle_retain(model);
+  CML_TRY
+  status = cml_state_make(state, error);
+  CML_CATCH(status, error)
   cml_leave(model, &status);
   if (status == CML_OK) {
     *out = state;

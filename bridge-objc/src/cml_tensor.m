@@ -189,6 +189,7 @@ void cml_layout_densify(CmlLayout *layout) {
 }
 
 CmlStatus cml_layout_parse(const CmlTensorDesc *desc, CmlLayout *layout, CmlError **error) {
+  memset(layout, 0, sizeof *layout);
   if (desc == NULL) return cml_fail(error, CML_INVALID_ARGUMENT, "the tensor description is NULL");
   if (!CML_REACHES(CmlTensorDesc, desc, shape)) {
     return cml_fail(error, CML_INVALID_ARGUMENT, "the tensor description has size %u, which is too small", desc->size);
@@ -221,6 +222,7 @@ CmlStatus cml_layout_parse(const CmlTensorDesc *desc, CmlLayout *layout, CmlErro
 }
 
 CmlStatus cml_layout_of(MLMultiArray *array, NSArray<NSNumber *> *strides, CmlLayout *layout, CmlError **error) {
+  memset(layout, 0, sizeof *layout);
   NSArray<NSNumber *> *shape = array.shape;
   if (strides == nil) strides = array.strides;
   layout->dtype = (CmlDtype)array.dataType;

@@ -1,5 +1,7 @@
 //! Development tasks; `cargo xtask --help` lists them.
 
+mod asan;
+mod bench;
 mod bindings;
 mod fuzz;
 mod layers;
@@ -21,6 +23,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Run the tests of the unsafe crates under AddressSanitizer (needs a nightly compiler).
+    Asan,
+    /// Run the benches and print ratios against named references.
+    #[command(after_help = "Example: cargo xtask bench --against onnxruntime --models minilm --threads 2")]
+    Bench(bench::Arguments),
     /// Regenerate coreml-sys/src/bindings.rs from the C header (needs libclang).
     Bindings {
         /// Compare with the committed file instead of writing it.
@@ -58,6 +65,8 @@ fn root() -> PathBuf {
 fn main() -> anyhow::Result<()> {
     let root = root();
     match Arguments::parse().verb {
+        Verb::Asan => asan::run(&root),
+        Verb::Bench(arguments) => bench::run(&root, &arguments),
         Verb::Bindings { check } => bindings::run(&root, check),
         Verb::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds),
         Verb::Layers => layers::run(&root),
