@@ -1,0 +1,443 @@
+use std::fmt;
+use std::future::Future;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use coreml_bridge::{Bridge, Config, ModelDescription, ModelRef};
+use tokio::sync::oneshot;
+
+use crate::backend::Backend;
+use crate::limits::Limit;
+use crate::queue::WhenFull;
+use crate::runtime::{IntraOp, Runtime, Settings};
+use crate::version::{Retry, Service};
+use crate::{
+    Error, Inference, InferenceMessage, InferenceRequest, Limits, Priority, Refused, Report, Result,
+    Shutdown, Stats,
+};
+
+/// Runs Core ML models for any number of tasks and threads.
+///
+/// A client is a cheap handle on a runtime: clones share it, and so do all that [`new`](Self::new) makes. When the last
+/// client of a runtime is dropped, requests that have not started are answered [`Error::ShutDown`]; nothing is waited for.
+/// (The default runtime keeps a client of its own, so it ends with the process.)
+///
+/// See the [crate's documentation](crate) for an example.
+#[derive(Clone)]
+pub struct ModelClient {
+    owner: Arc<Owner>,
+}
+
+/// Ends the runtime when the last client goes.
+struct Owner(Arc<Runtime>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
+impl ModelClient {
+    /// A client of the process-wide default runtime, on the bridge of this platform. No thread is started before the
+    /// first model is loaded.
+    ///
+    /// ```
+    /// let client = coreml_client::ModelClient::new();
+    /// assert_eq!(client.stats(), coreml_client::ModelClient::new().stats());
+    /// ```
+    pub fn new() -> Self {
+        static DEFAULT: OnceLock<ModelClient> = OnceLock::new();
+        DEFAULT.get_or_init(|| Self::builder().build()).clone()
+    }
+
+    /// Configures a runtime of its own.
+    pub fn builder() -> ModelClientBuilder {
+        ModelClientBuilder::new()
+    }
+
+    fn runtime(&self) -> &Arc<Runtime> {
+        &self.owner.0
+    }
+
+    /// Loads a model (`.mlmodel`, `.mlpackage`, `.mlmodelc`), and blocks until that is done. May be called on any thread; on
+    /// a thread that runs async tasks, [`load_model_async`](Self::load_model_async) is the better choice.
+    ///
+    /// A model that is loaded is not loaded again, and callers that ask for the same one at the same time share one load:
+    /// the same file, in the same condition, with the same configuration, is the same model and has the same `ModelRef`.
+    /// A failure is told to all who wait for it, and not remembered.
+    ///
+    /// # Errors
+    /// [`Error::Load`] with what the bridge says; [`Error::LoadPanicked`], [`Error::Thread`], [`Error::ShutDown`].
+    ///
+    /// ```
+    /// use coreml_client::ModelClient;
+    ///
+    /// let client = ModelClient::builder().build();
+    /// let error = client.load_model("no/such.mlpackage").unwrap_err();
+    /// assert!(error.to_string().contains("no/such.mlpackage"));
+    /// ```
+    pub fn load_model(&self, path: impl AsRef<Path>) -> Result<ModelRef> {
+        self.load_model_with(path, Config::default())
+    }
+
+    /// As [`load_model`](Self::load_model), with a configuration.
+    ///
+    /// # Errors
+    /// As [`load_model`](Self::load_model).
+    pub fn load_model_with(&self, path: impl AsRef<Path>, config: Config) -> Result<ModelRef> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let loaded = Box::new(move |result| {
+            // The receiver waits below.
+            let _ = sender.send(result);
+        });
+        self.runtime().load(path.as_ref().to_owned(), config, loaded);
+        receiver.recv().unwrap_or(Err(Error::ShutDown))
+    }
+
+    /// As [`load_model`](Self::load_model), for async callers; nothing of it runs on the caller's thread.
+    ///
+    /// # Errors
+    /// As [`load_model`](Self::load_model).
+    ///
+    /// # Cancel safety
+    /// Dropping the future neither stops the load nor restarts it.
+    pub fn load_model_async<P: Into<PathBuf>>(
+        &self,
+        path: P,
+    ) -> impl Future<Output = Result<ModelRef>> + Send + 'static + use<P> {
+        self.load_model_with_async(path, Config::default())
+    }
+
+    /// As [`load_model_async`](Self::load_model_async), with a configuration.
+    ///
+    /// # Errors
+    /// As [`load_model`](Self::load_model).
+    ///
+    /// # Cancel safety
+    /// Dropping the future neither stops the load nor restarts it.
+    pub fn load_model_with_async<P: Into<PathBuf>>(
+        &self,
+        path: P,
+        config: Config,
+    ) -> impl Future<Output = Result<ModelRef>> + Send + 'static + use<P> {
+        let (runtime, path) = (Arc::clone(self.runtime()), path.into());
+        async move {
+            let (sender, receiver) = oneshot::channel();
+            let loaded = Box::new(move |result| {
+                // Who asked may have gone.
+                let _ = sender.send(result);
+            });
+            runtime.load(path, config, loaded);
+            receiver.await.unwrap_or(Err(Error::ShutDown))
+        }
+    }
+
+    /// Unloads a model for all clients of the runtime, without waiting: new requests find it gone, those handed in before
+    /// are still served, and then each thread frees its instance.
+    ///
+    /// # Errors
+    /// [`Error::ModelNotFound`], [`Error::ShutDown`].
+    pub fn unload(&self, model_ref: ModelRef) -> Result<()> {
+        self.runtime().unload(model_ref)
+    }
+
+    /// What a model takes and gives.
+    ///
+    /// # Errors
+    /// [`Error::ModelNotFound`], [`Error::ShutDown`].
+    pub fn description(&self, model_ref: ModelRef) -> Result<Arc<ModelDescription>> {
+        let version = self.runtime().version(model_ref)?;
+        // A model is not published before its first instance has described itself.
+        version.description().map(Arc::clone).ok_or(Error::ModelNotFound { model_ref })
+    }
+
+    /// Makes a prediction: waits for room in the model's queue if that is full, for its turn, and for the result.
+    ///
+    /// The future borrows nothing, may be awaited on any executor, and hands the request in when it is first polled.
+    ///
+    /// # Errors
+    /// The future resolves to
+    /// * [`Error::Predict`] when the prediction fails: wrong inputs, or what the bridge says;
+    /// * [`Error::WorkerPanicked`] when it panics;
+    /// * [`Error::DeadlineExceeded`] at the deadline, even if all threads are stuck;
+    /// * [`Error::TooLarge`] when the inputs exceed what the queue can hold;
+    /// * [`Error::ModelNotFound`], [`Error::Unloaded`], [`Error::ModelFailed`], [`Error::ShutDown`] when there is nobody to
+    ///   make it.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the request up, see [`Inference`].
+    ///
+    /// See the [crate's documentation](crate) for an example.
+    pub fn enqueue_inference(&self, request: InferenceRequest) -> Inference {
+        Inference::new(Arc::clone(self.runtime()), request)
+    }
+
+    /// As [`enqueue_inference`](Self::enqueue_inference), but hands the request in at once and does not wait for room.
+    ///
+    /// # Errors
+    /// [`Refused`], with the request, for [`Error::QueueFull`] and all other reasons not to take it in.
+    #[allow(
+        clippy::result_large_err,
+        reason = "the request goes back by value: under overload an allocation hurts most"
+    )]
+    pub fn try_enqueue(&self, request: InferenceRequest) -> Result<Inference, Refused> {
+        Inference::try_start(self.runtime(), request)
+    }
+
+    /// Hands a message in whose answer goes to its own channel. Does not wait for room. As nobody holds a future, a
+    /// deadline acts only when the message comes to its turn.
+    ///
+    /// # Errors
+    /// The message, for [`Error::QueueFull`] and all other reasons not to take it in.
+    #[allow(
+        clippy::result_large_err,
+        reason = "the message goes back by value: under overload an allocation hurts most"
+    )]
+    pub fn try_send(&self, message: InferenceMessage) -> Result<(), (Error, InferenceMessage)> {
+        let runtime = self.runtime();
+        match runtime.route(message.model_ref) {
+            Ok(version) => {
+                let submitted = std::time::Instant::now();
+                let default = || submitted.checked_add(runtime.settings().default_timeout?);
+                let deadline = message.request.deadline.or_else(default);
+                version.submit(message, submitted, deadline, WhenFull::Refuse).map(drop)
+            }
+            Err(error) => Err((error, message)),
+        }
+    }
+
+    /// What the runtime has done.
+    pub fn stats(&self) -> Stats {
+        self.runtime().stats()
+    }
+
+    /// Shuts the runtime down, for all its clients and for good; resolves when all its threads have ended, or with a
+    /// report of those that did not. The shutdown of a runtime that is down gives the same report again; an abort overtakes
+    /// a drain.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the shutdown once it was polled.
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    ///
+    /// use coreml_client::{ModelClient, Shutdown};
+    ///
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// let client = ModelClient::builder().build();
+    /// let deadline = Instant::now() + Duration::from_secs(5);
+    /// let report = client.shutdown(Shutdown::Drain { deadline }).await;
+    /// assert_eq!(report.abandoned_threads, 0);
+    /// # });
+    /// ```
+    pub fn shutdown(&self, how: Shutdown) -> impl Future<Output = Report> + Send + 'static + use<> {
+        // Holds a client, else the last one's drop would abort a drain that is awaited.
+        let client = self.clone();
+        async move {
+            let receiver = client.runtime().shut_down(how);
+            match receiver.await {
+                Ok(report) => report,
+                Err(_) => unreachable!("the runtime keeps the sender until it has reported"),
+            }
+        }
+    }
+}
+
+/// [`ModelClient::new`]
+impl Default for ModelClient {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for ModelClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModelClient").finish_non_exhaustive()
+    }
+}
+
+/// Configures a runtime.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use coreml_client::{ModelClient, Priority};
+///
+/// let client = ModelClient::builder()
+///     .threads(2)
+///     .max_queued(128)
+///     .max_queued_of(Priority::Low, 32, 16 << 20)
+///     .default_timeout(Duration::from_secs(2))
+///     .build();
+/// # drop(client);
+/// ```
+#[derive(Clone)]
+#[must_use = "`build` makes the client"]
+pub struct ModelClientBuilder {
+    backend: Option<Arc<dyn Backend>>,
+    threads: Option<usize>,
+    intra_op_threads: IntraOp,
+    total: Limit,
+    classes: [Option<Limit>; Priority::COUNT],
+    fairness: u32,
+    default_timeout: Option<Duration>,
+    stop_grace: Duration,
+    retry: Retry,
+}
+
+impl ModelClientBuilder {
+    fn new() -> Self {
+        Self {
+            backend: None,
+            threads: None,
+            intra_op_threads: IntraOp::Share,
+            total: Limit { jobs: Limits::DEFAULT_JOBS, bytes: Limits::DEFAULT_BYTES },
+            classes: [None; Priority::COUNT],
+            fairness: Limits::DEFAULT_FAIRNESS,
+            default_timeout: None,
+            stop_grace: Duration::from_secs(1),
+            retry: Retry::default(),
+        }
+    }
+
+    /// Who runs the models; by default [`Bridge::platform`].
+    pub fn bridge(mut self, bridge: Bridge) -> Self {
+        self.backend = Some(Arc::new(bridge));
+        self
+    }
+
+    #[cfg(test)]
+    pub(crate) fn backend(mut self, backend: Arc<dyn Backend>) -> Self {
+        self.backend = Some(backend);
+        self
+    }
+
+    #[cfg(test)]
+    pub(crate) fn retry(mut self, retry: Retry) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// The most inference threads of a model, each with an instance of its own; 0 is taken as 1. By default as many as there
+    /// are cores, but at most 4. The first one loads the model, the others start when there is more to do than it can.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads.max(1));
+        self
+    }
+
+    /// CPU threads inside one prediction, for models that are loaded without
+    /// [`Config::threads`](coreml_bridge::Config::threads); 0 leaves it to the bridge. By default the number of cores divided
+    /// by the inference threads, where the bridge can be told.
+    pub fn intra_op_threads(mut self, threads: u32) -> Self {
+        self.intra_op_threads = NonZeroU32::new(threads).map_or(IntraOp::Bridge, IntraOp::Exactly);
+        self
+    }
+
+    /// The most requests in a model's queue, by default 64; 0 is taken as 1. Those that run do not count.
+    pub fn max_queued(mut self, requests: usize) -> Self {
+        self.total.jobs = requests;
+        self
+    }
+
+    /// The most bytes of inputs in a model's queue, by default 64 MiB. Those of requests that run come on top, one request
+    /// per thread.
+    pub fn max_queued_bytes(mut self, bytes: usize) -> Self {
+        self.total.bytes = bytes;
+        self
+    }
+
+    /// The most requests of a priority, and of bytes of their inputs, in a model's queue: so that a flood of one class
+    /// leaves room for the others. By default each class may fill the queue.
+    pub fn max_queued_of(mut self, priority: Priority, requests: usize, bytes: usize) -> Self {
+        self.classes[priority.index()] = Some(Limit { jobs: requests, bytes });
+        self
+    }
+
+    /// On every how many occasions the oldest request goes before the most urgent, by default 8; 0 = never.
+    pub fn fairness(mut self, every: u32) -> Self {
+        self.fairness = every;
+        self
+    }
+
+    /// The deadline of requests that have none, counted from their hand-in. By default they wait for as long as it takes.
+    pub fn default_timeout(mut self, timeout: Duration) -> Self {
+        self.default_timeout = Some(timeout);
+        self
+    }
+
+    /// How long [`ModelClient::shutdown`] waits for predictions under way once nothing is queued any more, by default one
+    /// second; threads that take longer are reported.
+    pub fn stop_grace(mut self, grace: Duration) -> Self {
+        self.stop_grace = grace;
+        self
+    }
+
+    /// The first client of a new runtime. No thread is started before the first model is loaded.
+    pub fn build(self) -> ModelClient {
+        let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let threads = self.threads.unwrap_or(cores.min(4));
+        let backend = self.backend.unwrap_or_else(|| Arc::new(Bridge::platform()));
+        let settings = Settings {
+            backend,
+            service: Service {
+                threads,
+                limits: Limits::new(self.total, self.classes, self.fairness),
+                retry: self.retry,
+            },
+            intra_op_threads: self.intra_op_threads,
+            default_timeout: self.default_timeout,
+            stop_grace: self.stop_grace,
+        };
+        ModelClient { owner: Arc::new(Owner(Runtime::new(settings))) }
+    }
+}
+
+impl fmt::Debug for ModelClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            backend: _,
+            threads,
+            intra_op_threads,
+            total,
+            classes,
+            fairness,
+            default_timeout,
+            stop_grace,
+            retry,
+        } = self;
+        f.debug_struct("ModelClientBuilder")
+            .field("threads", threads)
+            .field("intra_op_threads", intra_op_threads)
+            .field("total", total)
+            .field("classes", classes)
+            .field("fairness", fairness)
+            .field("default_timeout", default_timeout)
+            .field("stop_grace", stop_grace)
+            .field("retry", retry)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Loads a model into the default runtime; see [`ModelClient::load_model`].
+///
+/// # Errors
+/// As [`ModelClient::load_model`].
+pub fn load_model(path: impl AsRef<Path>) -> Result<ModelRef> {
+    ModelClient::new().load_model(path)
+}
+
+/// Loads a model into the default runtime; see [`ModelClient::load_model_async`].
+///
+/// # Errors
+/// As [`ModelClient::load_model`].
+///
+/// # Cancel safety
+/// Dropping the future neither stops the load nor restarts it.
+pub fn load_model_async<P: Into<PathBuf>>(
+    path: P,
+) -> impl Future<Output = Result<ModelRef>> + Send + 'static + use<P> {
+    ModelClient::new().load_model_async(path)
+}

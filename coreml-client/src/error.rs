@@ -1,0 +1,159 @@
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use coreml_bridge::ModelRef;
+
+use crate::InferenceRequest;
+
+/// The result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a request has no outputs, or a model could not be loaded.
+///
+/// Cheap to clone: one failed load answers everyone who waited for it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// This runtime has no such model: it was loaded by another runtime, or unloaded.
+    #[error("{model_ref} is not loaded in this runtime")]
+    ModelNotFound {
+        /// What was asked for.
+        model_ref: ModelRef,
+    },
+
+    /// The model was unloaded after the request had been routed to it.
+    #[error("{model_ref} was unloaded")]
+    Unloaded {
+        /// The model.
+        model_ref: ModelRef,
+    },
+
+    /// The model could not be loaded.
+    #[error("cannot load {}", path.display())]
+    Load {
+        /// Its path, as it was given.
+        path: PathBuf,
+        /// What the bridge said.
+        source: Arc<coreml_bridge::Error>,
+    },
+
+    /// Loading the model panicked.
+    #[error("loading {} panicked: {message}", path.display())]
+    LoadPanicked {
+        /// Its path, as it was given.
+        path: PathBuf,
+        /// The panic's message.
+        message: Arc<str>,
+    },
+
+    /// A thread could not be started.
+    #[error("cannot start a thread")]
+    Thread {
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+
+    /// The prediction failed; wrong inputs come here too.
+    #[error("prediction of {model_ref} failed")]
+    Predict {
+        /// The model.
+        model_ref: ModelRef,
+        /// What the bridge said.
+        source: Arc<coreml_bridge::Error>,
+    },
+
+    /// The prediction panicked. Only this request is concerned: the thread builds itself a new instance.
+    #[error("prediction of {model_ref} panicked: {message}")]
+    WorkerPanicked {
+        /// The model.
+        model_ref: ModelRef,
+        /// The panic's message.
+        message: Arc<str>,
+    },
+
+    /// The model cannot be served any more: its instances kept failing. Load it again to try again.
+    #[error("{model_ref} has failed")]
+    ModelFailed {
+        /// The model.
+        model_ref: ModelRef,
+        /// The last failure.
+        source: Arc<Error>,
+    },
+
+    /// The queue is full, and the caller did not want to wait.
+    #[error("the queue of {model_ref} is full")]
+    QueueFull {
+        /// The model.
+        model_ref: ModelRef,
+    },
+
+    /// The inputs would not fit into the empty queue, so waiting is no use.
+    #[error("inputs of {bytes} bytes for {model_ref} exceed the queue's limit of {limit} bytes")]
+    TooLarge {
+        /// The model.
+        model_ref: ModelRef,
+        /// Payload of the inputs.
+        bytes: usize,
+        /// The limit, see [`ModelClientBuilder::max_queued_bytes`](crate::ModelClientBuilder::max_queued_bytes).
+        limit: usize,
+    },
+
+    /// The deadline passed before the answer.
+    #[error("deadline exceeded: {stage}")]
+    DeadlineExceeded {
+        /// How far the request had come.
+        stage: Stage,
+    },
+
+    /// The runtime was shut down, or its last client dropped.
+    #[error("the runtime was shut down")]
+    ShutDown,
+}
+
+/// How far a request had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Stage {
+    /// It was not in the queue yet: there was no room, or its deadline had passed before.
+    Admission,
+    /// It was in the queue; its inputs have been freed, it never ran.
+    Queued,
+    /// It was running. Core ML cannot abort a prediction, so it runs on; its outputs will be dropped.
+    Running,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Admission => "not admitted to the queue",
+            Self::Queued => "queued",
+            Self::Running => "running",
+        })
+    }
+}
+
+/// A request that was not let in, with the request, inputs and all, for another try.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("request refused")]
+pub struct Refused {
+    /// The request, unchanged.
+    pub request: InferenceRequest,
+    /// Why.
+    pub source: Error,
+}
+
+/// What a panic said.
+pub(crate) fn panic_message(payload: Box<dyn std::any::Any + Send>) -> Arc<str> {
+    let message = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
+        (Some(message), _) => Arc::from(*message),
+        (None, Some(message)) => Arc::from(message.as_str()),
+        (None, None) => Arc::from("(no message)"),
+    };
+    // A payload may panic in turn when it is dropped; one such is enough.
+    if let Err(second) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(second);
+    }
+    message
+}

@@ -1,0 +1,145 @@
+use std::fmt;
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use crate::queue::{Key, WhenFull};
+use crate::runtime::Runtime;
+use crate::timer::{Alarm, Timer};
+use crate::version::{Answer, Version};
+use crate::{Error, InferenceMessage, InferenceRequest, Refused, Result};
+
+/// The future of an [`InferenceResult`](crate::InferenceResult); see
+/// [`ModelClient::enqueue_inference`](crate::ModelClient::enqueue_inference).
+///
+/// # Cancel safety
+/// Dropping it gives the request up. If the request has not started, it never will: when `drop` returns, its inputs
+/// are freed and its place in the queue is another's. A prediction under way finishes, and its outputs are dropped on the
+/// inference thread.
+#[must_use = "nothing is handed in before the future is polled, and dropping it gives the request up"]
+pub struct Inference {
+    id: Uuid,
+    state: State,
+}
+
+enum State {
+    New { runtime: Arc<Runtime>, request: InferenceRequest },
+    Pending(Pending),
+    Over,
+}
+
+impl Inference {
+    pub(crate) fn new(runtime: Arc<Runtime>, request: InferenceRequest) -> Self {
+        Self { id: Uuid::new_v4(), state: State::New { runtime, request } }
+    }
+
+    /// Hands the request in at once, if it does not have to wait for that.
+    pub(crate) fn try_start(runtime: &Runtime, request: InferenceRequest) -> Result<Self, Refused> {
+        let id = Uuid::new_v4();
+        let pending = Pending::submit(runtime, id, request, WhenFull::Refuse)?;
+        Ok(Self { id, state: State::Pending(pending) })
+    }
+
+    /// The request's id, which the result will carry.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+}
+
+impl Future for Inference {
+    type Output = Answer;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
+        if let State::New { .. } = self.state
+            && let State::New { runtime, request } = mem::replace(&mut self.state, State::Over)
+        {
+            match Pending::submit(&runtime, self.id, request, WhenFull::Wait) {
+                Ok(pending) => self.state = State::Pending(pending),
+                Err(Refused { request: _, source }) => return Poll::Ready(Err(source)),
+            }
+        }
+        match &mut self.state {
+            State::Pending(pending) => {
+                let answer = ready!(pending.poll_answer(context));
+                self.state = State::Over;
+                Poll::Ready(answer)
+            }
+            State::New { .. } | State::Over => panic!("polled after its result was taken"),
+        }
+    }
+}
+
+impl fmt::Debug for Inference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inference").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// A request that has been handed in.
+struct Pending {
+    version: Arc<Version>,
+    key: Key,
+    answer: oneshot::Receiver<Answer>,
+    answered: bool,
+    alarm: Option<Alarm>,
+}
+
+impl Pending {
+    fn submit(
+        runtime: &Runtime,
+        id: Uuid,
+        request: InferenceRequest,
+        when_full: WhenFull,
+    ) -> Result<Self, Refused> {
+        let model_ref = request.model_ref;
+        let version = match runtime.route(model_ref) {
+            Ok(version) => version,
+            Err(source) => return Err(Refused { request, source }),
+        };
+        let submitted = Instant::now();
+        let default = || submitted.checked_add(runtime.settings().default_timeout?);
+        let deadline = request.deadline.or_else(default);
+        let (response_sender, answer) = oneshot::channel();
+        let message = InferenceMessage { id, model_ref, request, response_sender };
+        let key = match version.submit(message, submitted, deadline, when_full) {
+            Ok(key) => key,
+            Err((source, message)) => return Err(Refused { request: message.request, source }),
+        };
+        let mut pending = Self { version, key, answer, answered: false, alarm: None };
+        if let Some(deadline) = deadline {
+            let version = Arc::downgrade(&pending.version);
+            let expire = move || {
+                if let Some(version) = version.upgrade() {
+                    version.expire(key);
+                }
+            };
+            // Without a timer the deadline still holds at the dequeue.
+            pending.alarm = Timer::global().set(deadline, Box::new(expire)).ok();
+        }
+        Ok(pending)
+    }
+
+    fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
+        let answer = ready!(Pin::new(&mut self.answer).poll(context));
+        self.answered = true;
+        // The queue answers whatever it takes in; this only keeps a mistake there from becoming a panic here.
+        Poll::Ready(answer.unwrap_or(Err(Error::ShutDown)))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some(alarm) = self.alarm {
+            Timer::global().cancel(alarm);
+        }
+        if !self.answered {
+            self.version.cancel(self.key);
+        }
+    }
+}

@@ -1,0 +1,129 @@
+use std::time::{Duration, Instant};
+
+use coreml_bridge::{Features, ModelRef};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use crate::{Priority, Result};
+
+/// One prediction to be made.
+///
+/// It owns its inputs: a prediction may outlive the call that asked for it, so nothing borrowed can get in.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use coreml_bridge::{Features, ModelRef, Tensor};
+/// use coreml_client::{InferenceRequest, Priority};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let model_ref = ModelRef::new();
+/// let image = Tensor::from_vec(&[1, 1, 8, 8], vec![0.0_f32; 64])?;
+/// let request = InferenceRequest::new(model_ref, Features::new().with("image", image))
+///     .priority(Priority::High)
+///     .timeout(Duration::from_millis(50))
+///     .wanted(["probabilities"]);
+/// assert_eq!(request.priority, Priority::High);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct InferenceRequest {
+    /// Which model is to make it.
+    pub model_ref: ModelRef,
+    /// The inputs.
+    pub features: Features,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// When its answer is of no use any more; none = the runtime's default.
+    pub deadline: Option<Instant>,
+    /// The outputs to return; empty = all.
+    pub wanted: Vec<String>,
+}
+
+impl InferenceRequest {
+    /// A request of normal priority for all outputs, with the runtime's default deadline.
+    pub fn new(model_ref: ModelRef, features: Features) -> Self {
+        Self { model_ref, features, priority: Priority::Normal, deadline: None, wanted: Vec::new() }
+    }
+
+    /// Sets how urgent it is.
+    #[must_use]
+    pub fn priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Sets the time after which the answer is of no use.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Instant) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// Sets the deadline `timeout` from now: from this call, not from the hand-in.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.deadline = Instant::now().checked_add(timeout);
+        self
+    }
+
+    /// Asks for these outputs only.
+    #[must_use]
+    pub fn wanted<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.wanted = names.into_iter().map(Into::into).collect();
+        self
+    }
+}
+
+/// What a prediction gave.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct InferenceResult {
+    /// The request's id.
+    pub id: Uuid,
+    /// The model that made it.
+    pub model_ref: ModelRef,
+    /// The outputs.
+    pub outputs: Features,
+    /// Where the time went.
+    pub timings: InferenceTimings,
+    /// Which of the model's inference threads made it, from 0.
+    pub worker: usize,
+}
+
+/// Where the time of a request went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InferenceTimings {
+    /// From the hand-in to the start of the prediction.
+    pub queue: Duration,
+    /// The prediction, as the inference thread saw it.
+    pub predict: Duration,
+    /// The prediction, as the bridge measured it from within.
+    pub bridge: coreml_bridge::Timings,
+}
+
+/// A request on its way, with the way back for its answer: what [`ModelClient::try_send`](crate::ModelClient::try_send)
+/// takes, for those who have a channel rather than a future to wait with.
+#[derive(Debug)]
+pub struct InferenceMessage {
+    /// Comes back in the result.
+    pub id: Uuid,
+    /// Which model the message goes to.
+    pub model_ref: ModelRef,
+    /// What is to be done.
+    pub request: InferenceRequest,
+    /// Where the answer goes. When the receiver is gone, a message that is still queued will not run.
+    pub response_sender: oneshot::Sender<Result<InferenceResult>>,
+}
+
+impl InferenceMessage {
+    /// A message with a fresh id, and the end where its answer will arrive.
+    pub fn new(request: InferenceRequest) -> (Self, oneshot::Receiver<Result<InferenceResult>>) {
+        let (response_sender, response_receiver) = oneshot::channel();
+        let message = Self { id: Uuid::new_v4(), model_ref: request.model_ref, request, response_sender };
+        (message, response_receiver)
+    }
+}

@@ -1,0 +1,409 @@
+//! What a runtime has done, counted and measured.
+
+use std::fmt;
+use std::ops::{Add, AddAssign};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use coreml_bridge::ModelRef;
+use hdrhistogram::Histogram;
+
+use crate::Priority;
+
+/// What became of the requests, from their callers' point of view: each is counted once as submitted and once as
+/// what its caller was told.
+///
+/// The law `submitted = ok + error + cancelled + expired + rejected + closed` holds exactly when no request is under
+/// way; otherwise the difference is [`in_flight`](Self::in_flight).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Outcomes {
+    /// Requests that were handed in.
+    pub submitted: u64,
+    /// Answered with outputs.
+    pub ok: u64,
+    /// Answered with an error of the prediction, a contained panic included.
+    pub error: u64,
+    /// Given up by the caller before the answer.
+    pub cancelled: u64,
+    /// Past their deadline before the answer.
+    pub expired: u64,
+    /// Not let in: the queue was full, the inputs too large, or the model unknown.
+    pub rejected: u64,
+    /// Answered that the model was unloaded, had failed, or the runtime was shut down.
+    pub closed: u64,
+}
+
+impl Outcomes {
+    /// Requests whose callers have had their answer, or have gone.
+    pub fn settled(&self) -> u64 {
+        let Self { submitted: _, ok, error, cancelled, expired, rejected, closed } = self;
+        ok + error + cancelled + expired + rejected + closed
+    }
+
+    /// Requests that somebody waits for.
+    pub fn in_flight(&self) -> u64 {
+        self.submitted - self.settled()
+    }
+}
+
+impl AddAssign for Outcomes {
+    fn add_assign(&mut self, other: Self) {
+        let Self { submitted, ok, error, cancelled, expired, rejected, closed } = other;
+        self.submitted += submitted;
+        self.ok += ok;
+        self.error += error;
+        self.cancelled += cancelled;
+        self.expired += expired;
+        self.rejected += rejected;
+        self.closed += closed;
+    }
+}
+
+impl Add for Outcomes {
+    type Output = Self;
+
+    fn add(mut self, other: Self) -> Self {
+        self += other;
+        self
+    }
+}
+
+impl std::iter::Sum for Outcomes {
+    fn sum<I: Iterator<Item = Self>>(outcomes: I) -> Self {
+        outcomes.fold(Self::default(), Self::add)
+    }
+}
+
+/// A distribution of durations from 1 µs to 1 h, to three digits. Its size does not depend on how many it holds.
+#[derive(Clone, PartialEq)]
+pub struct Latencies(Histogram<u64>);
+
+impl Latencies {
+    const LOW: u64 = 1_000;
+    const HIGH: u64 = 3_600_000_000_000;
+
+    pub(crate) fn new() -> Self {
+        match Histogram::new_with_bounds(Self::LOW, Self::HIGH, 3) {
+            Ok(histogram) => Self(histogram),
+            Err(error) => unreachable!("the bounds are constants and valid: {error}"),
+        }
+    }
+
+    /// What lies outside the range counts as its nearest bound.
+    pub(crate) fn record(&mut self, duration: Duration) {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(Self::HIGH);
+        self.0.saturating_record(nanos.clamp(Self::LOW, Self::HIGH));
+    }
+
+    /// How many durations were recorded.
+    pub fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// Whether none was recorded.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The duration that `quantile` (0 to 1) of all do not exceed; zero when nothing was recorded.
+    pub fn quantile(&self, quantile: f64) -> Duration {
+        if self.is_empty() {
+            Duration::ZERO
+        } else {
+            Duration::from_nanos(self.0.value_at_quantile(quantile))
+        }
+    }
+
+    /// The mean; zero when nothing was recorded.
+    pub fn mean(&self) -> Duration {
+        if self.is_empty() { Duration::ZERO } else { Duration::from_nanos(self.0.mean() as u64) }
+    }
+
+    /// The longest; zero when nothing was recorded.
+    pub fn max(&self) -> Duration {
+        Duration::from_nanos(self.0.max())
+    }
+
+    /// Adds all of `other`.
+    pub fn merge(&mut self, other: &Self) {
+        self.0 += &other.0;
+    }
+}
+
+impl fmt::Debug for Latencies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Latencies")
+            .field("count", &self.count())
+            .field("p50", &self.quantile(0.5))
+            .field("p99", &self.quantile(0.99))
+            .field("max", &self.max())
+            .finish()
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for Latencies {
+    /// As count, and mean, p50, p90, p99, p99.9 and max in seconds.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let mut out = serializer.serialize_struct("Latencies", 7)?;
+        out.serialize_field("count", &self.count())?;
+        out.serialize_field("mean", &self.mean().as_secs_f64())?;
+        out.serialize_field("p50", &self.quantile(0.5).as_secs_f64())?;
+        out.serialize_field("p90", &self.quantile(0.9).as_secs_f64())?;
+        out.serialize_field("p99", &self.quantile(0.99).as_secs_f64())?;
+        out.serialize_field("p999", &self.quantile(0.999).as_secs_f64())?;
+        out.serialize_field("max", &self.max().as_secs_f64())?;
+        out.end()
+    }
+}
+
+/// The three distributions of one model, over the requests that were answered by a thread.
+pub(crate) struct Recorder(Mutex<Recorded>);
+
+#[derive(Clone)]
+pub(crate) struct Recorded {
+    pub(crate) queue: Latencies,
+    pub(crate) predict: Latencies,
+    pub(crate) total: Latencies,
+}
+
+impl Recorder {
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new(Recorded {
+            queue: Latencies::new(),
+            predict: Latencies::new(),
+            total: Latencies::new(),
+        }))
+    }
+
+    pub(crate) fn record(&self, queue: Duration, predict: Duration) {
+        let mut recorded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        recorded.queue.record(queue);
+        recorded.predict.record(predict);
+        recorded.total.record(queue + predict);
+    }
+
+    pub(crate) fn snapshot(&self) -> Recorded {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What a thread of a model is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "lowercase"))]
+#[non_exhaustive]
+pub enum WorkerState {
+    /// Not started: there was never enough to do.
+    Unstarted,
+    /// Building its instance of the model, or waiting to try again.
+    Building,
+    /// Waiting for a request.
+    Idle,
+    /// Running a prediction.
+    Running,
+    /// Ended.
+    Stopped,
+}
+
+impl fmt::Display for WorkerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Unstarted => "unstarted",
+            Self::Building => "building",
+            Self::Idle => "idle",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// One inference thread.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct WorkerStats {
+    /// What it is doing.
+    pub state: WorkerState,
+    /// Time spent in predictions that have returned.
+    pub busy: Duration,
+    /// Instances it has built after the first.
+    pub restarts: u64,
+}
+
+/// One model.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct ModelStats {
+    /// The model.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "as_string"))]
+    pub model_ref: ModelRef,
+    /// Where it was loaded from.
+    pub path: PathBuf,
+    /// What became of its requests, by [`Priority`] in the order of [`Priority::ALL`].
+    pub outcomes: [Outcomes; 3],
+    /// Predictions that finished with nobody waiting any more; their requests count as cancelled or expired.
+    pub detached: u64,
+    /// Requests admitted and not started, by [`Priority`] in the order of [`Priority::ALL`].
+    pub depth: [usize; 3],
+    /// Input bytes of those.
+    pub bytes: usize,
+    /// Callers that wait for admission.
+    pub waiting: usize,
+    /// Predictions under way.
+    pub running: usize,
+    /// From the call to the start of the prediction.
+    pub queue_time: Latencies,
+    /// The prediction.
+    pub predict_time: Latencies,
+    /// Both together.
+    pub total_time: Latencies,
+    /// The inference threads.
+    pub workers: Vec<WorkerStats>,
+}
+
+#[cfg(feature = "serde")]
+fn as_string<S: serde::Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+/// A picture of a runtime; prints itself as a table.
+///
+/// ```
+/// let stats = coreml_client::ModelClient::builder().build().stats();
+/// assert_eq!(stats.outcomes.submitted, stats.outcomes.settled());
+/// println!("{stats}");
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Stats {
+    /// What became of all requests, those for unknown and for unloaded models included.
+    pub outcomes: Outcomes,
+    /// The models that are loaded, or still finishing their last requests; in the order of loading.
+    pub models: Vec<ModelStats>,
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        outcomes_header(f, "requests")?;
+        outcomes_row(f, "all", &self.outcomes)?;
+        for model in &self.models {
+            writeln!(f, "\n{} {}", model.model_ref, model.path.display())?;
+            outcomes_header(f, "  requests")?;
+            for (priority, outcomes) in Priority::ALL.iter().zip(&model.outcomes) {
+                if outcomes.submitted > 0 {
+                    outcomes_row(f, &format!("  {priority}"), outcomes)?;
+                }
+            }
+            let [high, normal, low] = model.depth;
+            writeln!(
+                f,
+                "  queued {} (high {high}, normal {normal}, low {low}), {} bytes; waiting {}; running {}; detached {}",
+                high + normal + low,
+                model.bytes,
+                model.waiting,
+                model.running,
+                model.detached
+            )?;
+            writeln!(
+                f,
+                "  {:<10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+                "latency", "count", "mean", "p50", "p90", "p99", "max"
+            )?;
+            for (name, latencies) in
+                [("queue", &model.queue_time), ("predict", &model.predict_time), ("total", &model.total_time)]
+            {
+                writeln!(
+                    f,
+                    "  {name:<10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+                    latencies.count(),
+                    readable(latencies.mean()),
+                    readable(latencies.quantile(0.5)),
+                    readable(latencies.quantile(0.9)),
+                    readable(latencies.quantile(0.99)),
+                    readable(latencies.max())
+                )?;
+            }
+            writeln!(f, "  {:<10} {:>10} {:>10} {:>10}", "worker", "state", "busy", "restarts")?;
+            for (index, worker) in model.workers.iter().enumerate() {
+                let WorkerStats { state, busy, restarts } = worker;
+                writeln!(f, "  {index:<10} {state:>10} {:>10} {restarts:>10}", readable(*busy))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn outcomes_header(f: &mut fmt::Formatter<'_>, title: &str) -> fmt::Result {
+    writeln!(
+        f,
+        "{title:<12} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+        "submitted", "ok", "error", "cancelled", "expired", "rejected", "closed", "in flight"
+    )
+}
+
+fn outcomes_row(f: &mut fmt::Formatter<'_>, title: &str, outcomes: &Outcomes) -> fmt::Result {
+    let Outcomes { submitted, ok, error, cancelled, expired, rejected, closed } = outcomes;
+    writeln!(
+        f,
+        "{title:<12} {submitted:>10} {ok:>10} {error:>10} {cancelled:>10} {expired:>10} {rejected:>10} {closed:>10} {:>10}",
+        outcomes.in_flight()
+    )
+}
+
+/// Four digits and a unit.
+fn readable(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    let (value, unit) = match seconds {
+        s if s >= 1.0 => (s, "s"),
+        s if s >= 1e-3 => (s * 1e3, "ms"),
+        s => (s * 1e6, "µs"),
+    };
+    let digits = if value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.digits$} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latencies_keep_three_digits_from_a_microsecond_to_an_hour() {
+        for micros in [1_u64, 2, 10, 999, 12_345, 60_000_000, 3_600_000_000] {
+            let mut latencies = Latencies::new();
+            latencies.record(Duration::from_micros(micros));
+            let error = latencies.quantile(0.5).as_secs_f64() / (micros as f64 * 1e-6) - 1.0;
+            // The unit of the histogram is 512 ns, so a microsecond is known to that.
+            let bound = 1e-3 + 0.512 / micros as f64;
+            assert!(error.abs() <= bound, "{micros} µs came back off by {error}");
+        }
+    }
+
+    #[test]
+    fn latencies_outside_the_range_count_as_its_bounds() {
+        let mut latencies = Latencies::new();
+        latencies.record(Duration::ZERO);
+        latencies.record(Duration::MAX);
+        assert_eq!(latencies.count(), 2);
+        assert!(latencies.quantile(0.0) <= Duration::from_micros(2));
+        assert!(latencies.max() >= Duration::from_secs(3_600));
+    }
+
+    #[test]
+    fn durations_are_printed_with_a_unit_that_fits() {
+        assert_eq!(readable(Duration::from_nanos(1_500)), "1.50 µs");
+        assert_eq!(readable(Duration::from_micros(15_300)), "15.3 ms");
+        assert_eq!(readable(Duration::from_secs(200)), "200 s");
+    }
+}
