@@ -201,7 +201,7 @@ pub enum KernelError {
         found: String,
     },
     /// A tensor would be larger than [`Limits`](crate::Limits) allow.
-    #[error("a tensor of shape {shape:?} is over the limit of {limit} elements")]
+    #[error("with a tensor of shape {shape:?} the model is over its limit of {limit} elements")]
     TooLarge {
         /// Its shape.
         shape: Vec<usize>,

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use coreml_proto::proto::{Model as ModelProto, model::Type as ModelType};
 use prost::Message;
@@ -28,11 +28,13 @@ use crate::value::{Value, ValueView};
 pub struct Limits {
     /// Most elements of one tensor; `2^28` (1 GiB of `f32`) by default.
     pub tensor_elements: usize,
+    /// Most elements of all tensors that are alive at one time; `2^29` (2 GiB of `f32`) by default.
+    pub total_elements: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { tensor_elements: 1 << 28 }
+        Self { tensor_elements: 1 << 28, total_elements: 1 << 29 }
     }
 }
 

@@ -145,8 +145,9 @@ impl Plan {
                 slots[place] = Slot::Borrowed(view);
             }
         }
+        let mut live = 0;
         let result = self.steps.iter().try_for_each(|step| {
-            self.step(step, &mut slots, states, pool).map_err(|source| StepError {
+            self.step(step, &mut slots, &mut live, states, pool).map_err(|source| StepError {
                 op: step.kind.to_string(),
                 output: step.output.to_string(),
                 source,
@@ -172,9 +173,11 @@ impl Plan {
         &self,
         step: &Step,
         slots: &mut [Slot<'_>],
+        live: &mut usize,
         states: &mut [Value],
         pool: &BufferPool,
     ) -> Result<(), KernelError> {
+        let before = live_elements(slots, &step.frees);
         let mut run =
             Run { slots, constants: &self.constants, reads: &step.reads, states, pool, limits: &self.limits };
         let outputs = (step.kernel)(&mut run)?;
@@ -185,18 +188,34 @@ impl Plan {
                 step.writes.len()
             )));
         }
+        *live = live.saturating_sub(before);
         for &place in &step.frees {
             recycle(std::mem::take(&mut slots[place]), pool);
         }
         for (value, (place, ty)) in outputs.into_iter().zip(&step.writes) {
             check_type(&value, ty)?;
-            match place {
-                Some(place) => slots[*place] = Slot::Owned(value),
-                None => value.recycle(pool),
+            let Some(place) = place else {
+                value.recycle(pool);
+                continue;
+            };
+            *live = live.saturating_add(element_count(value.shape()).unwrap_or(usize::MAX));
+            if *live > self.limits.total_elements {
+                let limit = self.limits.total_elements;
+                return Err(KernelError::TooLarge { shape: value.shape().to_vec(), limit });
             }
+            slots[*place] = Slot::Owned(value);
         }
         Ok(())
     }
+}
+
+/// Elements of the values in those places that the plan owns.
+fn live_elements(slots: &[Slot<'_>], places: &[usize]) -> usize {
+    let count = |&place: &usize| match &slots[place] {
+        Slot::Owned(value) => element_count(value.shape()).unwrap_or(0),
+        Slot::Borrowed(_) | Slot::Empty => 0,
+    };
+    places.iter().map(count).sum()
 }
 
 fn recycle(slot: Slot<'_>, pool: &BufferPool) {
@@ -287,6 +306,9 @@ impl Compiler<'_> {
             limits: self.limits,
         };
         let outputs = kernel(&mut run).map_err(OpError::Fold)?;
+        if outputs.len() != op.outputs.len() {
+            return Err(OpError::Invalid(format!("{} outputs where {} are declared", outputs.len(), op.outputs.len())));
+        }
         for (id, value) in op.outputs.iter().zip(outputs) {
             let ty = self.function.value(*id).ty.tensor().clone();
             check_type(&value, &ty).map_err(OpError::Fold)?;
