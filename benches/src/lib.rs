@@ -1,1 +1,1 @@
-//! To come.
+//! Criterion benches of every layer; `cargo xtask bench` runs them and prints the ratios.
