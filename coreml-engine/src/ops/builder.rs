@@ -124,6 +124,9 @@ impl<'a> OpBuilder<'a> {
     /// Several tensors (`values` of `concat` and `stack`).
     pub(crate) fn inputs(&mut self, name: &'static str) -> Result<Vec<Input>, OpError> {
         let argument = self.argument(name).ok_or(OpError::Missing(name))?;
+        if argument.ids().iter().any(|&id| !matches!(self.function.value(id).ty, Type::Tensor(_))) {
+            return Err(parameter(name, "expected tensors"));
+        }
         Ok(argument.ids().iter().map(|&id| self.register(id)).collect())
     }
 
@@ -145,6 +148,23 @@ impl<'a> OpBuilder<'a> {
     /// A parameter that must be known at load.
     pub(crate) fn constant(&mut self, name: &'static str) -> Result<Arc<Constant>, OpError> {
         self.constant_opt(name)?.ok_or(OpError::Missing(name))
+    }
+
+    /// Several parameters under one name that must be known at load (`begins` of `reshape_like`).
+    pub(crate) fn constants(&mut self, name: &'static str) -> Result<Vec<Arc<Constant>>, OpError> {
+        let argument = self.argument(name).ok_or(OpError::Missing(name))?;
+        let constant = |&id: &ValueId| self.function.value(id).constant.clone();
+        argument.ids().iter().map(|id| constant(id).ok_or(OpError::NotConstant(name))).collect()
+    }
+
+    /// Type of a required tensor whose contents the kernel does not need. If that is all it needs, it reads nothing, and
+    /// the op is a constant.
+    pub(crate) fn input_type(&mut self, name: &'static str) -> Result<&'a TensorType, OpError> {
+        let id = self.single(name)?.ok_or(OpError::Missing(name))?;
+        match &self.function.value(id).ty {
+            Type::Tensor(ty) => Ok(ty),
+            Type::List(_) | Type::State(_) => Err(parameter(name, "expected a tensor")),
+        }
     }
 
     /// A constant float.

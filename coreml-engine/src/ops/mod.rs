@@ -9,6 +9,7 @@
 
 mod builder;
 mod run;
+mod strided;
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -135,8 +135,10 @@ impl<'r> Run<'r, '_> {
     /// An error if a tensor of `shape` would be over the limit, else its number of elements. Ask before allocating anything
     /// whose size the program decides.
     pub(crate) fn check_size(&self, shape: &[usize]) -> Result<usize, KernelError> {
+        // Strides are products of dimensions, so those must fit even where a dimension of 0 makes the tensor empty.
+        let strides_fit = shape.iter().try_fold(1_usize, |n, &dim| n.checked_mul(dim.max(1))).is_some();
         match element_count(shape) {
-            Some(count) if count <= self.limits.tensor_elements => Ok(count),
+            Some(count) if strides_fit && count <= self.limits.tensor_elements => Ok(count),
             _ => Err(KernelError::TooLarge { shape: shape.to_vec(), limit: self.limits.tensor_elements }),
         }
     }

@@ -65,9 +65,29 @@ impl Case {
         self
     }
 
+    /// Several tensors of integers under one name.
+    pub(crate) fn inputs_i32(mut self, name: &'static str, tensors: &[(&[usize], &[i32])]) -> Self {
+        let ids = tensors
+            .iter()
+            .map(|(shape, data)| {
+                self.add_input(name, DType::I32, Value::I32(Tensor::from_data(shape, data.to_vec())))
+            })
+            .collect();
+        self.arguments.push((name, Argument::Many(ids)));
+        self
+    }
+
     pub(crate) fn constant(mut self, name: &'static str, constant: Constant) -> Self {
         let id = self.function.new_constant(name, constant);
         self.arguments.push((name, Argument::One(id)));
+        self
+    }
+
+    /// Several constants under one name.
+    pub(crate) fn constants(mut self, name: &'static str, constants: &[Constant]) -> Self {
+        let add = |constant: &Constant| self.function.new_constant(name, constant.clone());
+        let ids = constants.iter().map(add).collect();
+        self.arguments.push((name, Argument::Many(ids)));
         self
     }
 
