@@ -13,37 +13,45 @@ static void cml_info_list(CmlJson *json, const char *key, const char *const *ite
   cml_json_close(json, ']');
 }
 
+static void cml_info_device(CmlJson *json, const char *kind) {
+  cml_json_open(json, '{');
+  cml_json_key(json, "kind");
+  cml_json_text(json, kind);
+  cml_json_close(json, '}');
+}
+
 static void cml_info_devices(CmlJson *json) {
+  bool asked = false;
+  cml_json_key(json, "devices");
+  cml_json_open(json, '[');
   CML_IF_OS(14, 0, 17.0) {
-    cml_json_key(json, "devices");
-    cml_json_open(json, '[');
+    asked = true;
     for (id device in MLAllComputeDevices()) {
-      if ([device isKindOfClass:[MLCPUComputeDevice class]]) cml_json_text(json, "cpu");
-      if ([device isKindOfClass:[MLGPUComputeDevice class]]) cml_json_text(json, "gpu");
-      if ([device isKindOfClass:[MLNeuralEngineComputeDevice class]]) cml_json_text(json, "neural_engine");
+      if ([device isKindOfClass:[MLCPUComputeDevice class]]) cml_info_device(json, "cpu");
+      if ([device isKindOfClass:[MLGPUComputeDevice class]]) cml_info_device(json, "gpu");
+      if ([device isKindOfClass:[MLNeuralEngineComputeDevice class]]) cml_info_device(json, "neural_engine");
     }
-    cml_json_close(json, ']');
-    return;
   }
-  static const char *const known[] = {"cpu"}; /* an OS that cannot be asked */
-  cml_info_list(json, "devices", known, 1);
+  if (!asked) cml_info_device(json, "cpu"); /* every system has one */
+  cml_json_close(json, ']');
 }
 
 static CmlStatus cml_info(CmlJson *json, CmlBlob **blob, CmlError **error) {
-  const char *dtypes[5], *features[10];
+  const char *dtypes[5], *features[12];
   size_t n_dtypes = 0, n_features = 0;
   dtypes[n_dtypes++] = "float32";
   dtypes[n_dtypes++] = "float64";
   dtypes[n_dtypes++] = "int32";
   CML_IF_OS(12, 0, 16.0) dtypes[n_dtypes++] = "float16";
   CML_IF_OS(26, 0, 26.0) dtypes[n_dtypes++] = "int8";
-  features[n_features++] = "compile";
-  features[n_features++] = "images";
+  features[n_features++] = "mlmodel";
+  features[n_features++] = "mlpackage";
+  features[n_features++] = "image";
   features[n_features++] = "low_precision_accumulation";
-  CML_IF_OS(11, 0, 16.0) features[n_features++] = "output_backings";
+  CML_IF_OS(11, 0, 16.0) features[n_features++] = "backings";
   CML_IF_OS(13, 0, 16.0) features[n_features++] = "display_name";
   CML_IF_OS(15, 0, 18.0) features[n_features++] = "functions";
-  CML_IF_OS(15, 0, 18.0) features[n_features++] = "states";
+  CML_IF_OS(15, 0, 18.0) features[n_features++] = "state";
   cml_json_open(json, '{');
   cml_json_key(json, "name");
   cml_json_text(json, "coreml");

@@ -194,8 +194,9 @@ static void test_table(void) {
   CmlBlob *json = NULL;
   CmlError *error = NULL;
   CHECK(WENT(B->backend_info(B->self, &json, &error)));
-  CHECK(has(B->blob_bytes(json), "\"name\":\"coreml\"") && has(B->blob_bytes(json), "\"devices\":[\"cpu\"]"));
-  CHECK(has(B->blob_bytes(json), "\"states\"") && has(B->blob_bytes(json), "\"int8\""));
+  CHECK(has(B->blob_bytes(json), "\"name\":\"coreml\"") &&
+        has(B->blob_bytes(json), "\"devices\":[{\"kind\":\"cpu\"}]"));
+  CHECK(has(B->blob_bytes(json), "\"state\"") && has(B->blob_bytes(json), "\"int8\""));
   B->blob_free(json);
   /* Releases of NULL, and questions about it. */
   B->error_free(NULL);
@@ -1242,7 +1243,7 @@ static void test_old_systems(void) {
   CHECK(!has(B->blob_bytes(json), "\"functions\"") && has(B->blob_bytes(json), "\"states\":[]"));
   B->blob_free(json);
   CHECK(WENT(B->backend_info(B->self, &json, &error)));
-  CHECK(!has(B->blob_bytes(json), "float16") && !has(B->blob_bytes(json), "states"));
+  CHECK(!has(B->blob_bytes(json), "float16") && !has(B->blob_bytes(json), "state"));
   B->blob_free(json);
   /* What an old system can do, it does: here without the block accessors. */
   CmlValue *x = tensor_x();
