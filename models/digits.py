@@ -15,6 +15,7 @@ check starts from the weights.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -247,6 +248,8 @@ def differences(old: Path, new: Path) -> list[str]:
         if left.suffix == ".npy":
             a, b = np.load(left), np.load(right)
             return a.dtype == b.dtype and a.shape == b.shape and np.allclose(a, b, rtol=0, atol=1e-5)
+        if left.suffix == ".json":  # coremltools reorders a manifest when it opens the package
+            return json.loads(left.read_text()) == json.loads(right.read_text())
         return left.read_bytes() == right.read_bytes()
 
     names = {path.relative_to(folder) for folder in (old, new) for path in folder.rglob("*") if path.is_file()}

@@ -38,7 +38,7 @@ Array = NDArray[Any]
 ct = packages.ct
 
 FEATURES = {np.dtype(np.float32): "fp32", np.dtype(np.int32): "int32"}
-MISEVALUATED = {"scatter_along_axis"}  # coremltools 9.0 ignores its mode
+MISEVALUATED = {"concat", "scatter_along_axis"}  # coremltools 9.0 ignores `interleave` and `mode`
 NAMES = {np.dtype(np.bool_): "bool", np.dtype(np.uint8): "uint8", np.dtype(np.int8): "int8", np.dtype(np.int16): "int16"}
 
 

@@ -538,7 +538,15 @@ def lstm(
     return out, np.concatenate([ahead_h, back_h], -1), np.concatenate([ahead_c, back_c], -1)
 
 
-# Operations whose evaluation in coremltools 9.0 fails for some parameters
+# Operations whose evaluation in coremltools 9.0 fails, or is wrong, for some parameters
+
+def concat(values: list[Array], axis: int, interleave: bool = False) -> Array:
+    if not interleave:
+        return np.concatenate(values, axis)
+    shape = list(values[0].shape)
+    shape[axis] *= len(values)
+    return np.stack(values, axis % len(shape) + 1).reshape(shape)
+
 
 def cumsum(x: Array, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Array:
     x = np.flip(x, axis) if reverse else x

@@ -15,7 +15,7 @@ import packages  # before coremltools, which it quietens
 import numpy as np
 import onnx
 from coremltools.converters.mil.mil import Builder as mb
-from coremltools.converters.mil.mil import types
+from coremltools.converters.mil.mil import Function, Program, types
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
@@ -195,18 +195,15 @@ class Twin:
     def core_ml(self, outputs: list[Value], *, half: bool) -> Any:
         """An ML program with arithmetic in float16 (`half`) or float32; its inputs and outputs stay as they are."""
         kinds = {np.dtype(np.float32): types.fp32, np.dtype(np.int32): types.int32}
-        specs = [mb.TensorSpec(shape=value.shape, dtype=kinds[value.dtype]) for value in self._inputs.values()]
-
-        def body(*arguments: Any) -> Any:
-            values = dict(zip(self._inputs, arguments, strict=True))
+        placeholders = {name: mb.placeholder(shape=value.shape, dtype=kinds[value.dtype]) for name, value in self._inputs.items()}
+        with Function(placeholders, opset_version=packages.ct.target.iOS15) as function:
+            values = dict(function.inputs)
             for step in self._steps:
                 values[step.name] = step.build(values)
-            return tuple(values[name] for name in outputs)
-
-        # `mb.program` takes the names of the inputs from the signature.
-        signature = ", ".join(self._inputs)
-        named = eval(f"lambda {signature}: body({signature})", {"body": body})
-        return packages.convert(mb.program(input_specs=specs)(named), half=half)
+            function.set_outputs([values[name] for name in outputs])
+        program = Program()
+        program.add_function("main", function)
+        return packages.convert(program, half=half)
 
     def onnx(self, outputs: list[Value]) -> onnx.ModelProto:
         """The same as an ONNX model in float32."""
