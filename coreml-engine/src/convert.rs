@@ -5,8 +5,8 @@ use rten::BufferPool;
 use rten_tensor::prelude::*;
 use rten_tensor::{Tensor, TensorView};
 
-use crate::description::{ArrayDtype, Color, FeatureKind, ImageSpec};
-use crate::feature::{Array, ArrayRef, Elements, ImageRef, Input, Output, PixelFormat};
+use crate::description::{ArrayDtype, Color, FeatureKind, ImageSpec, KeyType, Labels, TensorSpec};
+use crate::feature::{Array, ArrayRef, Elements, ImageRef, Input, Key, Output, PixelFormat};
 use crate::types::{DType, TensorType, element_count};
 use crate::value::{Value, ValueView};
 
@@ -28,13 +28,18 @@ pub(crate) fn input<'a>(
 ) -> Result<Entry<'a>, Mismatch> {
     match (given, kind) {
         (Input::Array(array), FeatureKind::Tensor { tensor }) => {
-            if array.dtype != tensor.dtype || !(tensor.admits(array.shape) || ty.shape.is_none()) {
+            let sequence = rank5(array.shape, tensor, ty);
+            if array.dtype != tensor.dtype
+                || !(tensor.admits(array.shape) || ty.shape.is_none() || sequence.is_some())
+            {
                 return Err(given.words());
             }
             let entry = array_input(array, ty.dtype, pool)?;
             Ok(match entry {
-                Entry::View(view) if !ty.admits(view.shape()) => reshape_entry(view.to_owned_in(pool), ty)?,
-                Entry::Owned(value) if !ty.admits(value.shape()) => reshape_entry(value, ty)?,
+                Entry::View(view) if !ty.admits(view.shape()) => {
+                    reshape_entry(view.to_owned_in(pool), sequence, ty)?
+                }
+                Entry::Owned(value) if !ty.admits(value.shape()) => reshape_entry(value, sequence, ty)?,
                 entry => entry,
             })
         }
@@ -57,11 +62,32 @@ fn scalar<'a>(x: f64, ty: &TensorType) -> Result<Entry<'a>, Mismatch> {
     Ok(Entry::Owned(value))
 }
 
-/// A network of the older mapping sees `[C]` as `[1, 1, C, 1, 1]`: the same elements under another shape.
-fn reshape_entry<'a>(value: Value, ty: &TensorType) -> Result<Entry<'a>, Mismatch> {
+/// The shape under which a network of the older mapping sees an array: `[sequence, batch, channel, height, width]`, of
+/// which the description has the last three or the channel alone. A prediction may give the first two as well.
+pub(crate) fn rank5(given: &[usize], tensor: &TensorSpec, ty: &TensorType) -> Option<Vec<usize>> {
+    if ty.rank() != Some(5) || tensor.shape.len() == 5 {
+        return None;
+    }
+    let shape = match (tensor.shape.len(), given) {
+        (_, &[s, b, c, h, w]) => [s, b, c, h, w],
+        (1, &[c]) => [1, 1, c, 1, 1],
+        (1, &[s, b, c]) => [s, b, c, 1, 1],
+        (3, &[c, h, w]) => [1, 1, c, h, w],
+        _ => return None,
+    };
+    // Where only the description limits a dimension, it counts.
+    let described = match tensor.shape.len() {
+        1 => vec![shape[2]],
+        _ => shape[2..].to_vec(),
+    };
+    (ty.admits(&shape) && tensor.admits(&described)).then(|| shape.to_vec())
+}
+
+/// The same elements under the shape that the program takes.
+fn reshape_entry<'a>(value: Value, shape: Option<Vec<usize>>, ty: &TensorType) -> Result<Entry<'a>, Mismatch> {
     let found = format!("shape {:?}", value.shape());
     let count: usize = value.shape().iter().product();
-    let shape = ty.fixed_shape().filter(|shape| element_count(shape) == Some(count)).ok_or(found)?;
+    let shape = shape.or_else(|| ty.fixed_shape()).filter(|shape| element_count(shape) == Some(count)).ok_or(found)?;
     Ok(Entry::Owned(match value {
         Value::F32(mut t) => {
             t.reshape(&shape);
@@ -211,8 +237,15 @@ fn image_input(
     Ok(Tensor::from_data(&shape, data))
 }
 
-/// One output in the form that the description announces.
-pub(crate) fn output(view: &ValueView<'_>, kind: &FeatureKind) -> Result<Output, String> {
+/// One output in the form that the description announces; `labels` are those of a classifier's label or dictionary.
+pub(crate) fn output(
+    view: &ValueView<'_>,
+    kind: &FeatureKind,
+    labels: Option<&Labels>,
+) -> Result<Output, String> {
+    if let Some(labels) = labels {
+        return classified(view, kind, labels);
+    }
     match kind {
         FeatureKind::Tensor { tensor } => {
             let same = |shape: &[usize]| {
@@ -239,6 +272,39 @@ pub(crate) fn output(view: &ValueView<'_>, kind: &FeatureKind) -> Result<Output,
         },
         other => Err(format!("an output of kind {} is not made by this kind of model", other.words())),
     }
+}
+
+/// Whether an output of that kind can be a classifier's label or dictionary of probabilities.
+pub(crate) fn is_labelled(kind: &FeatureKind, labels: &Labels) -> bool {
+    match (kind, labels) {
+        (FeatureKind::String, Labels::Strings(_)) | (FeatureKind::Int64, Labels::Ints(_)) => true,
+        (FeatureKind::Dictionary { dictionary }, Labels::Strings(_)) => dictionary.key == KeyType::String,
+        (FeatureKind::Dictionary { dictionary }, Labels::Ints(_)) => dictionary.key == KeyType::Int64,
+        _ => false,
+    }
+}
+
+/// A classifier's answer: the label of the largest probability (the first of equals), or all by label.
+fn classified(view: &ValueView<'_>, kind: &FeatureKind, labels: &Labels) -> Result<Output, String> {
+    let ValueView::F32(probabilities) = view else { return Err("expected floats for probabilities".into()) };
+    if probabilities.len() != labels.len() {
+        return Err(format!("{} labels for probabilities of shape {:?}", labels.len(), view.shape()));
+    }
+    let key = |i: usize| match labels {
+        Labels::Strings(labels) => labels.get(i).cloned().map(Key::String),
+        Labels::Ints(labels) => labels.get(i).copied().map(Key::Int64),
+    };
+    if matches!(kind, FeatureKind::Dictionary { .. }) {
+        let entries = probabilities.iter().enumerate().filter_map(|(i, &p)| Some((key(i)?, f64::from(p))));
+        return Ok(Output::Dictionary(entries.collect()));
+    }
+    let mut best = (0, f32::NEG_INFINITY);
+    for (i, &p) in probabilities.iter().enumerate() {
+        if p > best.1 {
+            best = (i, p);
+        }
+    }
+    key(best.0).map(Output::Key).ok_or_else(|| "a classifier without labels".into())
 }
 
 fn elements(view: &ValueView<'_>, dtype: ArrayDtype) -> Elements {

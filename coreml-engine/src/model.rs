@@ -13,13 +13,13 @@ use rten_tensor::Tensor;
 
 use crate::convert::{self, Entry};
 use crate::decode::{DecodeError, mil};
-use crate::description::{self, Feature, FeatureKind, ModelDescription};
+use crate::description::{self, Feature, FeatureKind, Labels, ModelDescription};
 use crate::error::{LoadError, PredictError};
 use crate::feature::{Array, Input, Output};
 use crate::package::{Package, ReadFile, read_file};
 use crate::plan::Plan;
 use crate::threads::Threads;
-use crate::types::element_count;
+use crate::types::{TensorType, element_count};
 use crate::value::{Value, ValueView};
 
 /// What a model may use. A file cannot ask for more.
@@ -98,6 +98,15 @@ struct Inner {
     outputs: Vec<usize>,
 }
 
+impl Inner {
+    /// The labels that an output of a classifier is made of.
+    fn labels_of(&self, feature: &Feature) -> Option<&Labels> {
+        let description = &self.description;
+        let names = [&description.predicted_feature, &description.predicted_probabilities];
+        description.class_labels.as_ref().filter(|_| names.contains(&&feature.name))
+    }
+}
+
 impl Model {
     /// Reads, validates and plans the model at `path` (`.mlmodel` or `.mlpackage`).
     ///
@@ -148,7 +157,7 @@ impl Model {
             .description
             .as_ref()
             .ok_or_else(|| corrupt(("specification".into(), "it has no description".into())))?;
-        let (description, decoded) = match kind {
+        let (mut description, decoded) = match kind {
             ModelType::MlProgram(program) => {
                 let multi = !described.functions.is_empty();
                 let function = match options.function {
@@ -179,6 +188,15 @@ impl Model {
                 (description, decoded)
             }
         };
+        description.class_labels = decoded.class_labels;
+        if let Some(labels) = &description.class_labels {
+            let names = [&description.predicted_feature, &description.predicted_probabilities];
+            let made = description.outputs.iter().filter(|feature| names.contains(&&feature.name));
+            for feature in made.filter(|feature| !convert::is_labelled(&feature.kind, labels)) {
+                let reason = format!("{} does not go with the classifier's labels", feature.kind.words());
+                return Err(corrupt((format!("output `{}`", feature.name), reason)));
+            }
+        }
         let plan = Plan::compile(decoded.function, decoded.inputs, decoded.outputs, &options.limits)
             .map_err(|e| e.of(name))?;
         Self::assemble(name, description, plan, NEXT.fetch_add(1, Ordering::Relaxed)).map_err(|e| e.of(name))
@@ -309,7 +327,7 @@ impl State {
     /// If the model has no such state.
     pub fn read(&self, name: &str) -> Result<Array, PredictError> {
         let (position, feature) = self.position(name)?;
-        match convert::output(&self.values[position].view(), &feature.kind) {
+        match convert::output(&self.values[position].view(), &feature.kind, None) {
             Ok(Output::Array(array)) => Ok(array),
             Ok(_) | Err(_) => Err(PredictError::State {
                 model: self.model.inner.path.clone(),
@@ -384,7 +402,7 @@ impl Session {
                 match inputs.iter().find(|(name, _)| *name == feature.name) {
                     Some((_, given)) => convert::input(given, &feature.kind, &port.ty, &self.pool)
                         .map_err(|found| wrong_input(&inner.path, feature, found)),
-                    None => default_input(inner, feature, port.ty.dtype.is_float()),
+                    None => default_input(inner, feature, &port.ty),
                 }
             })
             .collect::<Result<Vec<_>, _>>()?;
@@ -439,15 +457,16 @@ fn known<'a>(
     }
 }
 
-fn default_input<'a>(inner: &Inner, feature: &Feature, float: bool) -> Result<Entry<'a>, PredictError> {
+fn default_input<'a>(inner: &Inner, feature: &Feature, ty: &TensorType) -> Result<Entry<'a>, PredictError> {
     match &feature.kind {
         FeatureKind::Tensor { tensor } if feature.optional => {
             let x = tensor.default.unwrap_or(0.0);
-            let count = element_count(&tensor.shape).unwrap_or(0);
-            Ok(Entry::Owned(if float {
-                Value::F32(Tensor::from_data(&tensor.shape, vec![x as f32; count]))
+            let shape = convert::rank5(&tensor.shape, tensor, ty).unwrap_or_else(|| tensor.shape.clone());
+            let count = element_count(&shape).unwrap_or(0);
+            Ok(Entry::Owned(if ty.dtype.is_float() {
+                Value::F32(Tensor::from_data(&shape, vec![x as f32; count]))
             } else {
-                Value::I32(Tensor::from_data(&tensor.shape, vec![x as i32; count]))
+                Value::I32(Tensor::from_data(&shape, vec![x as i32; count]))
             }))
         }
         kind => Err(PredictError::MissingInput {
@@ -470,7 +489,7 @@ fn collect<'v>(
         }
         let output = value(inner.plan.outputs[port].place)
             .ok_or_else(|| "no op made it".to_owned())
-            .and_then(|view| convert::output(&view, &feature.kind))
+            .and_then(|view| convert::output(&view, &feature.kind, inner.labels_of(feature)))
             .map_err(|reason| PredictError::State {
                 model: inner.path.clone(),
                 reason: format!("output `{}`: {reason}", feature.name),

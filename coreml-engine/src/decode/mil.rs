@@ -1,6 +1,6 @@
 //! ML programs: MIL's protobuf to [`Function`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use coreml_proto::proto::mil_spec as mil;
@@ -10,6 +10,7 @@ use mil::value::{Value as Contents, immediate_value};
 
 use super::DecodeError;
 use crate::SharedBytes;
+use crate::description::Labels;
 use crate::error::{LoadError, OpError};
 use crate::ir::{Argument, Block, Constant, ConstantData, Function, Op, Opset, Type, ValueId};
 use crate::types::{DType, TensorType, element_count};
@@ -26,8 +27,10 @@ pub(crate) struct Decoded {
     pub(crate) function: Function,
     /// Inputs and states in the order of the declaration.
     pub(crate) inputs: Vec<(String, ValueId)>,
-    /// Outputs in the order of the block.
+    /// Outputs in the order of the block. A classifier's label and dictionary are both the probabilities.
     pub(crate) outputs: Vec<(String, ValueId)>,
+    /// Of a classifier: the labels of the probabilities.
+    pub(crate) class_labels: Option<Labels>,
 }
 
 /// Decodes the function of that name.
@@ -42,6 +45,7 @@ pub(crate) fn function(proto: &mil::Function, open: OpenFile<'_>) -> Result<Deco
         open,
         files: HashMap::new(),
         scope: Scope::default(),
+        class_labels: None,
     };
     let mut inputs = Vec::new();
     for input in &proto.inputs {
@@ -54,13 +58,15 @@ pub(crate) fn function(proto: &mil::Function, open: OpenFile<'_>) -> Result<Deco
     let outputs = block.outputs.iter().cloned().zip(body.outputs.iter().copied()).collect();
     let function_inputs = std::mem::take(&mut decoder.function.body.inputs);
     decoder.function.body = Block { inputs: function_inputs, ..body };
-    Ok(Decoded { function: decoder.function, inputs, outputs })
+    Ok(Decoded { function: decoder.function, inputs, outputs, class_labels: decoder.class_labels })
 }
 
 /// Names in sight, innermost last; a block's names end with it.
 #[derive(Default)]
 struct Scope {
     names: HashMap<Arc<str>, ValueId>,
+    /// The outputs of `classify`: the function may return them, no op may read them.
+    labels: HashSet<String>,
 }
 
 struct Decoder<'a> {
@@ -68,6 +74,8 @@ struct Decoder<'a> {
     open: OpenFile<'a>,
     files: HashMap<String, WeightFile>,
     scope: Scope,
+    /// What `classify` says.
+    class_labels: Option<Labels>,
 }
 
 fn at_value(name: &str, why: impl Into<String>) -> DecodeError {
@@ -101,6 +109,8 @@ impl Decoder<'_> {
         for op in &block.operations {
             if op.r#type == "const" {
                 self.constant(op)?;
+            } else if op.r#type == "classify" {
+                self.classify(op, depth)?;
             } else {
                 let op = self.op(op, depth)?;
                 out.ops.push(op);
@@ -133,6 +143,47 @@ impl Decoder<'_> {
         Ok(())
     }
 
+    /// `classify` makes no tensor: it says that the function is a classifier, and which labels its probabilities have.
+    /// Both its outputs are bound to the probabilities; the description tells which of them is the label.
+    fn classify(&mut self, op: &mil::Operation, depth: usize) -> Result<(), DecodeError> {
+        let output = op.outputs.first().map(|o| o.name.clone()).unwrap_or_default();
+        let wrong = |reason: String| DecodeError::Op {
+            op: op.r#type.clone(),
+            output: output.clone(),
+            source: OpError::Invalid(reason),
+        };
+        if depth > 0 || self.class_labels.is_some() {
+            return Err(wrong("it may be there once, outside of inner blocks".into()));
+        }
+        if let Some(name) = op.inputs.keys().find(|name| !matches!(name.as_str(), "probabilities" | "classes")) {
+            let source = OpError::UnknownParameter(name.clone());
+            return Err(DecodeError::Op { op: op.r#type.clone(), output, source });
+        }
+        let argument = |name: &str| match op.inputs.get(name).map(|input| &input.arguments[..]) {
+            Some([argument]) => argument.binding.as_ref().ok_or_else(|| wrong(format!("`{name}` is empty"))),
+            _ => Err(wrong(format!("`{name}` must have one argument"))),
+        };
+        let Binding::Name(probabilities) = argument("probabilities")? else {
+            return Err(wrong("the probabilities are a constant".into()));
+        };
+        let id = self.lookup(probabilities)?;
+        let labels = match argument("classes")? {
+            Binding::Value(value) => labels(value).map_err(wrong)?,
+            Binding::Name(_) => return Err(wrong("the classes are not a constant".into())),
+        };
+        let ty = self.function.value(id).ty.tensor();
+        let count = ty.fixed_shape().and_then(|shape| element_count(&shape));
+        if !ty.dtype.is_float() || labels.is_empty() || count.is_some_and(|count| count != labels.len()) {
+            return Err(wrong(format!("{} classes for probabilities {ty}", labels.len())));
+        }
+        self.class_labels = Some(labels);
+        for output in &op.outputs {
+            self.bind(output.name.as_str().into(), id)?;
+            self.scope.labels.insert(output.name.clone());
+        }
+        Ok(())
+    }
+
     fn op(&mut self, op: &mil::Operation, depth: usize) -> Result<Op, DecodeError> {
         let output = op.outputs.first().map(|o| o.name.clone()).unwrap_or_default();
         let mut arguments = Vec::with_capacity(op.inputs.len());
@@ -142,6 +193,9 @@ impl Decoder<'_> {
             let mut ids = Vec::new();
             for binding in &op.inputs[name].arguments {
                 let id = match &binding.binding {
+                    Some(Binding::Name(value)) if self.scope.labels.contains(value) => {
+                        return Err(at_value(value, "an op reads the output of `classify`"));
+                    }
                     Some(Binding::Name(value)) => self.lookup(value)?,
                     Some(Binding::Value(value)) => {
                         let constant =
@@ -208,6 +262,37 @@ impl Decoder<'_> {
                 Constant::new(ty.dtype, shape, ConstantData::Raw(bytes))
             }
         }
+    }
+}
+
+/// The list of labels in `classes` of `classify`.
+fn labels(value: &mil::Value) -> Result<Labels, String> {
+    let Some(Contents::ImmediateValue(immediate)) = &value.value else {
+        return Err("the classes are not in the program".into());
+    };
+    let Some(immediate_value::Value::List(list)) = &immediate.value else {
+        return Err("the classes are not a list".into());
+    };
+    let (mut strings, mut ints) = (Vec::new(), Vec::new());
+    for value in &list.values {
+        let tensor = match &value.value {
+            Some(Contents::ImmediateValue(immediate)) => match &immediate.value {
+                Some(immediate_value::Value::Tensor(tensor)) => tensor.value.as_ref(),
+                _ => None,
+            },
+            _ => None,
+        };
+        match tensor {
+            Some(Immediate::Strings(v)) if v.values.len() == 1 => strings.extend(v.values.iter().cloned()),
+            Some(Immediate::LongInts(v)) if v.values.len() == 1 => ints.extend(v.values.iter().copied()),
+            Some(Immediate::Ints(v)) if v.values.len() == 1 => ints.extend(v.values.iter().map(|&x| i64::from(x))),
+            _ => return Err("a class is neither a string nor an integer".into()),
+        }
+    }
+    match (strings.is_empty(), ints.is_empty()) {
+        (false, true) => Ok(Labels::Strings(strings)),
+        (true, _) => Ok(Labels::Ints(ints)),
+        (false, false) => Err("classes of both kinds".into()),
     }
 }
 

@@ -1,0 +1,309 @@
+//! The matrix product inside convolution: a packed weight times panels of columns that the caller makes from the image.
+//!
+//! The usual scheme (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008): a block of the depth at a
+//! time, so that a panel of columns stays in the first cache while all rows pass over it. Unlike a general product the columns
+//! never exist as a matrix: the caller writes them straight into panels, and the result lands in the output tensor with the bias
+//! added.
+
+use rayon::prelude::*;
+use rten_simd::ops::{BitOps, NumOps};
+use rten_simd::{Isa, SimdOp};
+
+/// Rows of a tile of the weight.
+const ROWS: usize = 8;
+
+/// Depth that a panel of columns is read at a time: with 32 columns, 32 KiB.
+const DEPTH: usize = 256;
+
+/// Rows of the weight that stay in the second cache.
+const ROW_BLOCK: usize = 256;
+
+/// The largest tile: 8 rows of 3 vectors of 16.
+const TILE: usize = ROWS * 48;
+
+/// Multiply-adds above which rows are shared out among the threads.
+const PARALLEL: usize = 1 << 17;
+
+/// Columns in a panel: as many vectors as leave registers for the sums.
+pub(crate) fn panel_width() -> usize {
+    struct Width;
+    impl SimdOp for Width {
+        type Output = usize;
+        #[inline(always)]
+        fn eval<I: Isa>(self, isa: I) -> usize {
+            let lanes = isa.f32().len();
+            lanes * vectors(lanes)
+        }
+    }
+    Width.dispatch()
+}
+
+/// Vectors across a tile: AVX-512 has 32 registers for 8 x 2 sums, AVX2 16 for 4 x 3.
+#[inline(always)]
+const fn vectors(lanes: usize) -> usize {
+    if lanes >= 16 { 2 } else { 3 }
+}
+
+/// A weight `[rows, depth]` in tiles of [`ROWS`] rows, each tile depth by depth; absent rows are zero.
+#[derive(Debug)]
+pub(crate) struct PackedRows {
+    rows: usize,
+    depth: usize,
+    data: Vec<f32>,
+}
+
+impl PackedRows {
+    /// Packs into `memory`, whose contents are dropped. Row `r` begins at `source[r * row_step]`, its elements are `step` apart.
+    pub(crate) fn new(
+        mut memory: Vec<f32>,
+        source: &[f32],
+        rows: usize,
+        depth: usize,
+        row_step: usize,
+        step: usize,
+    ) -> Self {
+        memory.clear();
+        memory.reserve(Self::len(rows, depth));
+        for first in (0..rows).step_by(ROWS) {
+            for k in 0..depth {
+                memory.extend(
+                    (first..first + ROWS)
+                        .map(|row| if row < rows { source[row * row_step + k * step] } else { 0.0 }),
+                );
+            }
+        }
+        Self { rows, depth, data: memory }
+    }
+
+    /// Elements that the packed form takes.
+    pub(crate) fn len(rows: usize, depth: usize) -> usize {
+        rows.next_multiple_of(ROWS) * depth
+    }
+
+    /// The memory, to be used again.
+    pub(crate) fn into_memory(self) -> Vec<f32> {
+        self.data
+    }
+
+    pub(crate) fn depth(&self) -> usize {
+        self.depth
+    }
+}
+
+/// Columns `first..first + count` of the right side, in panels of [`panel_width`]: element `(k, j)` of panel `p` is
+/// `data[(p * depth + k) * width + j]`. Columns beyond `count` hold anything.
+#[derive(Clone, Copy)]
+pub(crate) struct Panels<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) first: usize,
+    pub(crate) count: usize,
+}
+
+/// `out[row * pitch + column] = sum over k of weight[row, k] * columns[k, column] + bias[row]`, for the columns of the panels.
+pub(crate) fn multiply(
+    weight: &PackedRows,
+    panels: Panels<'_>,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+    pitch: usize,
+) {
+    let work = weight.rows.saturating_mul(weight.depth).saturating_mul(panels.count);
+    let threads = rayon::current_num_threads();
+    let rows = if threads > 1 && work >= PARALLEL {
+        weight.rows.div_ceil(threads).next_multiple_of(ROWS)
+    } else {
+        weight.rows
+    };
+    let task = |(index, out): (usize, &mut [f32])| {
+        let first = index * rows;
+        let rows = rows.min(weight.rows - first);
+        let a = &weight.data[first * weight.depth..];
+        let bias = bias.map(|bias| &bias[first..first + rows]);
+        Multiply { a, depth: weight.depth, rows, panels, bias, out, pitch }.dispatch();
+    };
+    if weight.rows == 0 || panels.count == 0 {
+        return;
+    }
+    if rows < weight.rows {
+        out.par_chunks_mut(rows * pitch).enumerate().for_each(task);
+    } else {
+        task((0, out));
+    }
+}
+
+struct Multiply<'a> {
+    a: &'a [f32],
+    depth: usize,
+    rows: usize,
+    panels: Panels<'a>,
+    bias: Option<&'a [f32]>,
+    out: &'a mut [f32],
+    pitch: usize,
+}
+
+impl SimdOp for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let lanes = isa.f32().len();
+        if lanes >= 16 {
+            self.blocks::<I, 8, 2>(isa);
+        } else if cfg!(target_arch = "aarch64") {
+            self.blocks::<I, 8, 3>(isa);
+        } else {
+            self.blocks::<I, 4, 3>(isa);
+        }
+    }
+}
+
+impl Multiply<'_> {
+    /// `R` rows, which divide [`ROWS`], and `V` vectors at a time.
+    #[inline(always)]
+    fn blocks<I: Isa, const R: usize, const V: usize>(self, isa: I) {
+        let Self { a, depth, rows, panels, bias, out, pitch } = self;
+        let lanes = isa.f32().len();
+        let width = V * lanes;
+        // Equal blocks of at most DEPTH.
+        let step = depth.div_ceil(depth.div_ceil(DEPTH).max(1)).max(1);
+        let mut k = 0;
+        loop {
+            let block = k..(k + step).min(depth);
+            for first_row in (0..rows).step_by(ROW_BLOCK) {
+                let end_row = (first_row + ROW_BLOCK).min(rows);
+                for first in (0..panels.count).step_by(width) {
+                    let count = (panels.count - first).min(width);
+                    let panel = &panels.data[first * depth..];
+                    let b = &panel[block.start * width..block.end * width];
+                    for row in (first_row..end_row).step_by(R) {
+                        let tile = &a[row / ROWS * ROWS * depth..];
+                        let tile = &tile[block.start * ROWS..block.end * ROWS];
+                        let place = Place {
+                            start: row * pitch + panels.first + first,
+                            pitch,
+                            rows: (end_row - row).min(R),
+                            columns: count,
+                            bias: bias.filter(|_| block.start == 0).map(|bias| &bias[row..]),
+                            add: block.start > 0,
+                        };
+                        if count > width - lanes {
+                            tile_product::<I, R, V>(isa, tile, row % ROWS, b, width, place, out);
+                        } else if count > lanes {
+                            tile_product::<I, R, 2>(isa, tile, row % ROWS, b, width, place, out);
+                        } else {
+                            tile_product::<I, R, 1>(isa, tile, row % ROWS, b, width, place, out);
+                        }
+                    }
+                }
+            }
+            k += step;
+            if k >= depth {
+                return;
+            }
+        }
+    }
+}
+
+/// Where a tile of the result goes.
+struct Place<'a> {
+    start: usize,
+    pitch: usize,
+    rows: usize,
+    columns: usize,
+    bias: Option<&'a [f32]>,
+    /// To what is there already.
+    add: bool,
+}
+
+#[inline(always)]
+fn tile_product<I: Isa, const R: usize, const V: usize>(
+    isa: I,
+    a: &[f32],
+    skip: usize,
+    b: &[f32],
+    width: usize,
+    place: Place<'_>,
+    out: &mut [f32],
+) {
+    let ops = isa.f32();
+    let lanes = ops.len();
+    let mut sums = [[ops.zero(); V]; R];
+    let (a, _) = a.as_chunks::<ROWS>();
+    for (a, b) in a.iter().zip(b.chunks_exact(width)) {
+        let columns = ops.load_many::<V>(b);
+        for r in 0..R {
+            let x = ops.splat(a[(skip + r) % ROWS]);
+            for v in 0..V {
+                sums[r][v] = ops.mul_add(x, columns[v], sums[r][v]);
+            }
+        }
+    }
+    if let Some(bias) = place.bias {
+        for (sums, &bias) in sums.iter_mut().zip(bias) {
+            for sum in sums {
+                *sum = ops.add(*sum, ops.splat(bias));
+            }
+        }
+    }
+    if place.rows == R && place.columns >= V * lanes {
+        for (r, sums) in sums.iter().enumerate() {
+            let row = &mut out[place.start + r * place.pitch..][..V * lanes];
+            for (sum, out) in sums.iter().zip(row.chunks_exact_mut(lanes)) {
+                let old = if place.add { ops.load(out) } else { ops.zero() };
+                ops.store(ops.add(*sum, old), out);
+            }
+        }
+        return;
+    }
+    let mut edge = [0.0; TILE];
+    for (sums, row) in sums.iter().zip(edge.chunks_exact_mut(V * lanes)) {
+        for (sum, out) in sums.iter().zip(row.chunks_exact_mut(lanes)) {
+            ops.store(*sum, out);
+        }
+    }
+    for (r, row) in edge.chunks_exact(V * lanes).take(place.rows).enumerate() {
+        let out = &mut out[place.start + r * place.pitch..][..place.columns];
+        for (out, &sum) in out.iter_mut().zip(row) {
+            *out = if place.add { *out + sum } else { sum };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_product_is_that_of_the_definition(
+            rows in 1..40_usize, depth in 0..600_usize, columns in 1..90_usize, first in 0..3_usize,
+            biased: bool, seed: u32,
+        ) {
+            let number = |i: usize| ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed) >> 24) as f32 / 64.0 - 2.0;
+            let a: Vec<f32> = (0..rows * depth).map(number).collect();
+            let width = panel_width();
+            let panels: Vec<f32> = (0..columns.next_multiple_of(width) * depth).map(|i| number(i + 7)).collect();
+            let bias: Vec<f32> = (0..rows).map(number).collect();
+            let bias = biased.then_some(&bias[..]);
+            let pitch = columns + first + 1;
+            let mut out = vec![5.0; rows * pitch];
+            let weight = PackedRows::new(Vec::new(), &a, rows, depth, depth, 1);
+            multiply(&weight, Panels { data: &panels, first, count: columns }, bias, &mut out, pitch);
+            for row in 0..rows {
+                for column in 0..pitch {
+                    let expected = if (first..first + columns).contains(&column) {
+                        let j = column - first;
+                        let b = |k: usize| panels[(j / width * depth + k) * width + j % width];
+                        (0..depth).map(|k| f64::from(a[row * depth + k]) * f64::from(b(k))).sum::<f64>()
+                            + bias.map_or(0.0, |bias| f64::from(bias[row]))
+                    } else {
+                        5.0
+                    };
+                    let found = f64::from(out[row * pitch + column]);
+                    prop_assert!((found - expected).abs() < 1e-3 * (1.0 + expected.abs()), "{row} {column}: {found} {expected}");
+                }
+            }
+        }
+    }
+}
