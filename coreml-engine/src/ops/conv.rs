@@ -153,7 +153,7 @@ impl Parameters {
             return Err(parameter("weight", format!("shape {weight:?} overflows")));
         }
         if element_count(weight).is_none_or(|count| count > op.limits().tensor_elements) {
-            return Err(parameter("weight", format!("shape {weight:?} is over the limit of elements")));
+            return Err(parameter("weight", format!("shape {weight:?} is over its limit of elements")));
         }
         let strides = positive(op, "strides", rank)?.unwrap_or_else(|| vec![1; rank]);
         let dilations = positive(op, "dilations", rank)?.unwrap_or_else(|| vec![1; rank]);
@@ -893,7 +893,7 @@ mod tests {
                 .string("pad_type", "custom")
                 .ints("pad", &[i32::MAX; 4])
                 .error()
-                .contains("over the limit")
+                .contains("over its limit")
         );
         let quantized = Case::new("conv_quantized").input("x", &[1], &[0.0]);
         assert!(quantized.error().starts_with("not supported: `conv_quantized`"));
