@@ -25,7 +25,9 @@ mod version;
 
 pub use client::{ModelClient, ModelClientBuilder, load_model, load_model_async};
 #[doc(no_inline)]
-pub use coreml_bridge::ModelRef;
+pub use coreml_bridge::{
+    Bridge, ComputeUnits, Config, Dtype, Features, Image, ModelDescription, ModelRef, Tensor, Value,
+};
 pub use error::{Error, Refused, Result, Stage};
 pub use inference::Inference;
 pub(crate) use limits::Limits;

@@ -1010,3 +1010,68 @@ fn everything_that_travels_may_travel() {
     shareable(&client.stats());
     shareable(&Error::ShutDown);
 }
+
+// ---- overhead ----
+
+/// A figure rather than a test; compares what the client adds to a bare ping-pong when the prediction costs nothing.
+/// `taskset -c 0 cargo test --release -p coreml-client --lib -- --ignored --nocapture overhead`
+#[test]
+#[ignore = "measures; needs a release build and a quiet machine"]
+fn overhead() {
+    const ROUNDS: usize = 10;
+    const TRIPS: usize = 20_000;
+    struct Nothing;
+    impl Instance for Nothing {
+        fn description(&self) -> Arc<ModelDescription> {
+            Arc::default()
+        }
+        fn predict(&mut self, request: &InferenceRequest) -> BridgeResult<(Features, Timings)> {
+            Ok((request.features.clone(), Timings::default()))
+        }
+    }
+    struct Nowhere;
+    impl Backend for Nowhere {
+        fn takes_threads(&self) -> bool {
+            false
+        }
+        fn instantiate(&self, _: ModelRef, _: &Path, _: &Config) -> BridgeResult<Box<dyn Instance>> {
+            Ok(Box::new(Nothing))
+        }
+    }
+    fn trips(mut trip: impl FnMut()) -> Vec<u64> {
+        (0..TRIPS)
+            .map(|_| {
+                let start = Instant::now();
+                trip();
+                start.elapsed().as_nanos() as u64
+            })
+            .collect()
+    }
+    let client = ModelClient::builder().backend(Arc::new(Nowhere)).threads(1).build();
+    let model_ref = client.load_model("model").unwrap();
+    let (sender, receiver) = crossbeam_channel::bounded::<(Features, oneshot::Sender<Features>)>(64);
+    thread::spawn(move || {
+        for (features, reply) in receiver {
+            reply.send(features).unwrap();
+        }
+    });
+    let features = number(1);
+    let (mut bare, mut through) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        bare.extend(trips(|| {
+            let (reply, answer) = oneshot::channel();
+            sender.send((features.clone(), reply)).unwrap();
+            block_on(answer).unwrap();
+        }));
+        through.extend(trips(|| {
+            let request = InferenceRequest::new(model_ref, features.clone());
+            block_on(client.enqueue_inference(request)).unwrap();
+        }));
+    }
+    bare.sort_unstable();
+    through.sort_unstable();
+    for percent in [10, 50, 90, 99] {
+        let at = |times: &[u64]| times[times.len() * percent / 100] as f64 / 1e3;
+        println!("p{percent}: bare {:.2} µs, client {:.2} µs, ratio {:.2}", at(&bare), at(&through), at(&through) / at(&bare));
+    }
+}

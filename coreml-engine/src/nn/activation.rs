@@ -4,7 +4,7 @@ use coreml_proto::proto as spec;
 use spec::activation_params::NonlinearityType as Kind;
 use spec::gelu_layer_params::GeluMode;
 
-use super::context::{Arg, Blob, Context, invalid};
+use super::context::{Arg, Blob, Context, Dim, invalid};
 use super::{LayerDef, weights};
 use crate::error::OpError;
 use crate::ir::Constant;
@@ -51,14 +51,28 @@ fn per_channel(
     parameters: &[(&'static str, Option<&spec::WeightParams>)],
 ) -> Result<Blob, OpError> {
     x.at_least(3)?;
-    let channels = x.dims[x.rank() - 3].ok_or_else(|| invalid("the number of channels is unknown"))?;
-    let mut arguments: Vec<(&str, Arg)> = Vec::new();
+    let mut values = Vec::new();
     for &(name, parameter) in parameters {
-        let values = match weights::floats(name, parameter, &[1]) {
-            Ok(one) => vec![one[0]; channels],
-            Err(_) => weights::floats(name, parameter, &[channels])?,
-        };
-        arguments.push((name, Constant::f32(&[channels], values).map_err(OpError::Invalid)?.into()));
+        values.push(match (weights::floats(name, parameter, &[1]), x.dims[x.rank() - 3]) {
+            (Ok(one), _) => one,
+            (Err(_), Some(channels)) => weights::floats(name, parameter, &[channels])?,
+            (Err(_), None) => return Err(invalid("the number of channels is unknown")),
+        });
+    }
+    // What the ops take per channel is as long as the longest list in the file; a single channel is as good as all.
+    let channels = values.iter().map(Vec::len).max().unwrap_or(1);
+    let mut arguments: Vec<(&str, Arg)> = Vec::new();
+    for (&(name, _), values) in parameters.iter().zip(&mut values) {
+        values.resize(channels, values[0]);
+        arguments.push((name, Constant::f32(&[channels], values.clone()).map_err(OpError::Invalid)?.into()));
+    }
+    if channels == 1 && x.dims[x.rank() - 3] != Some(1) {
+        // All channels as one: the op sees [1, 1, elements].
+        let flat = cx.reshape(x, &[Dim::Known(1), Dim::Known(1), Dim::Rest])?;
+        arguments.push(("x", (&flat).into()));
+        let y = cx.op(kind, arguments, flat.dims.clone());
+        let dims: Vec<_> = (0..x.rank()).map(|axis| Dim::Of(x, axis)).collect();
+        return cx.reshape(&y, &dims);
     }
     cx.on_rank4(x, |cx, x| {
         arguments.push(("x", x.into()));

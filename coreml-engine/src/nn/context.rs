@@ -12,6 +12,9 @@ use crate::value::Value;
 /// Dimensions as far as they are known at load; the rank always is.
 pub(super) type Dims = Vec<Option<usize>>;
 
+/// Most dimensions of a blob. Core ML's networks have five; some layers add one.
+pub(super) const MAX_RANK: usize = 8;
+
 /// A tensor of a network. Between layers all are floats.
 #[derive(Clone, Debug)]
 pub(super) struct Blob {
@@ -224,6 +227,11 @@ impl Context<'_> {
         Ok(())
     }
 
+    /// The first of the layer's inputs, of which there may be any number but none.
+    pub(super) fn first(&self) -> Result<Blob, OpError> {
+        self.inputs.first().cloned().ok_or_else(|| invalid("no inputs"))
+    }
+
     fn push(&mut self, kind: &str, arguments: impl IntoIterator<Item = (&'static str, Arg)>, outputs: Vec<ValueId>) {
         let mut args = Vec::new();
         for (name, argument) in arguments {
@@ -384,6 +392,9 @@ impl Context<'_> {
 
     /// Inserts dimensions of 1 at `axes` (indices into the result, ascending).
     pub(super) fn expand(&mut self, x: &Blob, axes: &[usize]) -> Result<Blob, OpError> {
+        if x.rank() + axes.len() > MAX_RANK {
+            return Err(unsupported(format!("blobs of rank {}", x.rank() + axes.len())));
+        }
         let mut dims = x.dims.clone();
         for &axis in axes {
             if axis > dims.len() {

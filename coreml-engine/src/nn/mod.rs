@@ -392,6 +392,9 @@ pub(crate) fn decode(
         let ty = Type::Tensor(TensorType { dtype: DType::F32, shape: Some(dims.clone()) });
         let id = function.new_value(feature.name.as_str(), ty);
         function.body.inputs.push(id);
+        if dims.len() > context::MAX_RANK {
+            return Err(DecodeError::Unsupported(format!("the input `{}` (rank {})", feature.name, dims.len())));
+        }
         inputs.push((feature.name.clone(), id));
         blobs.insert(&feature.name, Blob::new(id, dims));
     }
@@ -525,6 +528,9 @@ fn lower<'a>(
         return Err(error(context::invalid(reason)));
     }
     for (name, blob) in layer.output.iter().zip(made) {
+        if blob.rank() > context::MAX_RANK {
+            return Err(error(context::unsupported(format!("blobs of rank {}", blob.rank()))));
+        }
         // `copy` may make a blob anew; nothing else may.
         if blobs.insert(name, blob).is_some() && kind != "copy" {
             return Err(error(context::invalid(format!("the blob `{name}` is made twice"))));

@@ -5,7 +5,7 @@ use spec::flatten_layer_params::FlattenOrder;
 use spec::reorganize_data_layer_params::ReorganizationType;
 use spec::reshape_layer_params::ReshapeOrder;
 
-use super::context::{Blob, Context, Dim, axis_of, int, invalid, size, unsupported};
+use super::context::{Blob, Context, Dim, MAX_RANK, axis_of, int, invalid, size, unsupported};
 use super::LayerDef;
 use crate::error::OpError;
 
@@ -88,7 +88,7 @@ fn permute(cx: &mut Context<'_>, p: &spec::PermuteLayerParams) -> Result<Blob, O
             let place = |axis: usize| if axis == 0 { 0 } else { axis + 1 };
             cx.transpose(&x, &[place(seq), 1, place(c), place(h), place(w)])
         }
-        (rank @ 3..=4, [0, c, h, w]) => cx.transpose(&x, &last_three(rank, [c - 1, h - 1, w - 1])),
+        (rank @ 3..=4, [0, c @ 1..=3, h @ 1..=3, w @ 1..=3]) => cx.transpose(&x, &last_three(rank, [c - 1, h - 1, w - 1])),
         _ => Err(invalid(format!("the axes {:?} of {}, expected rank 5", p.axis, x.words()))),
     }
 }
@@ -230,7 +230,7 @@ fn reshape_dynamic(cx: &mut Context<'_>, _: &spec::ReshapeDynamicLayerParams) ->
 /// The dimensions of a blob whose shape is in `shape`: only their number is known.
 pub(super) fn dims_of(shape: &Blob) -> Result<Vec<Option<usize>>, OpError> {
     match shape.dims[..] {
-        [Some(rank)] if rank <= 8 => Ok(vec![None; rank]),
+        [Some(rank)] if rank <= MAX_RANK => Ok(vec![None; rank]),
         _ => Err(unsupported(format!("a shape of shape {}", shape.words()))),
     }
 }

@@ -25,7 +25,7 @@ pub(super) const LAYERS: &[LayerDef] = &[
     layer!("getShape", GetShape, get_shape),
     layer!("loadConstant", LoadConstant, load_constant),
     layer!("loadConstantND", LoadConstantNd, load_constant_nd),
-    layer!("lowerTriangular", LowerTriangular, |cx, p| triangular(cx, |row, col| col - row <= p.k)),
+    layer!("lowerTriangular", LowerTriangular, |cx, p| triangle(cx, [-1, p.k], [p.k.saturating_neg().saturating_sub(1), -1])),
     layer!("matrixBandPart", MatrixBandPart, matrix_band_part),
     layer!("NonMaximumSuppression", NonMaximumSuppression, non_maximum_suppression),
     layer!("oneHot", OneHot, one_hot),
@@ -42,7 +42,7 @@ pub(super) const LAYERS: &[LayerDef] = &[
     layer!("splitND", SplitNd, split_nd),
     layer!("stack", Stack, stack),
     layer!("tile", Tile, tile),
-    layer!("upperTriangular", UpperTriangular, |cx, p| triangular(cx, |row, col| col - row >= p.k)),
+    layer!("upperTriangular", UpperTriangular, |cx, p| triangle(cx, [p.k.saturating_neg(), -1], [-1, p.k.saturating_sub(1)])),
     layer!("whereNonZero", WhereNonZero, where_non_zero),
 ];
 
@@ -68,26 +68,24 @@ fn load_constant_nd(cx: &mut Context<'_>, p: &spec::LoadConstantNdLayerParams) -
 }
 
 fn concat(cx: &mut Context<'_>, p: &spec::ConcatLayerParams) -> Result<Blob, OpError> {
-    cx.count(1..=usize::MAX)?;
-    let axis = cx.inputs[0].axis(if p.sequence_concat { -5 } else { -3 })?;
+    let axis = cx.first()?.axis(if p.sequence_concat { -5 } else { -3 })?;
     cx.concat(&cx.inputs.clone(), axis, false)
 }
 
 fn concat_nd(cx: &mut Context<'_>, p: &spec::ConcatNdLayerParams) -> Result<Blob, OpError> {
-    cx.count(1..=usize::MAX)?;
-    let axis = cx.inputs[0].axis(p.axis)?;
+    let axis = cx.first()?.axis(p.axis)?;
     cx.concat(&cx.inputs.clone(), axis, p.interleave)
 }
 
 fn stack(cx: &mut Context<'_>, p: &spec::StackLayerParams) -> Result<Blob, OpError> {
-    cx.count(1..=usize::MAX)?;
+    let first = cx.first()?;
     let inputs = cx.inputs.clone();
-    let rank = inputs[0].rank();
+    let rank = first.rank();
     let axis = super::context::axis_of(p.axis, rank + 1)?;
-    let mut dims = inputs[0].dims.clone();
+    let mut dims = first.dims.clone();
     for other in &inputs[1..] {
         if other.rank() != rank || dims.iter().zip(&other.dims).any(|(a, b)| a.zip(*b).is_some_and(|(a, b)| a != b)) {
-            return Err(invalid(format!("{} and {} cannot be stacked", inputs[0].words(), other.words())));
+            return Err(invalid(format!("{} and {} cannot be stacked", first.words(), other.words())));
         }
         dims.iter_mut().zip(&other.dims).for_each(|(dim, other)| *dim = dim.or(*other));
     }
@@ -444,22 +442,24 @@ fn matrix_band_part(cx: &mut Context<'_>, p: &spec::MatrixBandPartLayerParams) -
     Ok(cx.op("band_part", arguments, x.dims.clone()))
 }
 
-/// The elements of each matrix for which `keep(row, column)`, and zeros.
-fn triangular(cx: &mut Context<'_>, keep: impl Fn(i64, i64) -> bool) -> Result<Blob, OpError> {
+/// The elements of each matrix within the band `[lower, upper]`, or if that is not one (a negative number would mean no
+/// bound), those outside of the band `others`; zeros elsewhere.
+fn triangle(cx: &mut Context<'_>, band: [i64; 2], others: [i64; 2]) -> Result<Blob, OpError> {
     let x = cx.one()?;
-    let &[.., Some(rows), Some(cols)] = &x.dims[..] else {
-        return Err(unsupported(format!("a triangle of {}", x.words())));
+    x.at_least(2)?;
+    let part = |cx: &mut Context<'_>, x: &Blob, [lower, upper]: [i64; 2]| {
+        let arguments = [("x", x.into()), ("lower", int(lower)?.into()), ("upper", int(upper)?.into())];
+        Ok::<_, OpError>(cx.op("band_part", arguments, x.dims.clone()))
     };
-    // No file announces a matrix that the limits of a prediction forbid.
-    if rows.checked_mul(cols).is_none_or(|count| count > 1 << 24) {
-        return Err(unsupported(format!("a triangle of {}", x.words())));
+    // Of the two numbers one is -1, for no bound, and the other the bound.
+    if band.into_iter().any(|bound| bound >= 0) {
+        return part(cx, &x, band);
     }
-    let (n, m) = (i64::from(int(rows)?), i64::from(int(cols)?));
-    let mask = (0..n).flat_map(|row| (0..m).map(move |col| (row, col)));
-    let mask = mask.map(|(row, col)| f32::from(u8::from(keep(row, col)))).collect();
-    let mask = cx.constant(&[rows, cols], mask)?;
-    let mask = cx.booleans(&mask);
-    Ok(cx.op("select", [("cond", mask.into()), ("a", (&x).into()), ("b", 0.0.into())], x.dims.clone()))
+    let shape = cx.shape(&x);
+    let ones = fill(cx, shape.into(), x.dims.clone(), 1.0);
+    let outside = part(cx, &ones, others)?;
+    let outside = cx.booleans(&outside);
+    Ok(cx.op("select", [("cond", outside.into()), ("a", 0.0.into()), ("b", (&x).into())], x.dims.clone()))
 }
 
 /// The product of vectors of channels, or the cosine of the angle between them.

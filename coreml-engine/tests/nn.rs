@@ -1,0 +1,264 @@
+//! Neural networks give what NumPy computes from the formulas of `NeuralNetwork.proto`. `fixtures/make_nn.py` makes the
+//! models and the expected outputs.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use common::{array, report};
+use coreml_engine::description::ArrayDtype;
+use coreml_engine::{Array, Elements, ImageRef, Input, Key, LoadOptions, Model, Output, PixelFormat};
+use serde_json::Value;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/nn")
+}
+
+fn cases() -> serde_json::Map<String, Value> {
+    let text = std::fs::read_to_string(folder().join("cases.json")).unwrap();
+    match serde_json::from_str(&text).unwrap() {
+        Value::Object(cases) => cases,
+        other => panic!("{other}"),
+    }
+}
+
+fn floats(value: &Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+}
+
+fn sizes(value: &Value) -> Vec<usize> {
+    value.as_array().unwrap().iter().map(|x| usize::try_from(x.as_u64().unwrap()).unwrap()).collect()
+}
+
+/// An input in memory of its own.
+enum Given {
+    Array(Vec<usize>, Elements),
+    Image(PixelFormat, usize, usize, Vec<u8>),
+}
+
+impl Given {
+    fn of(value: &Value) -> Self {
+        for (key, format) in [("bgra", PixelFormat::Bgra8), ("gray", PixelFormat::Gray8)] {
+            if let Some(pixels) = value.get(key) {
+                let size = |key: &str| usize::try_from(value[key].as_u64().unwrap()).unwrap();
+                let pixels = pixels.as_array().unwrap().iter();
+                let pixels = pixels.map(|x| u8::try_from(x.as_u64().unwrap()).unwrap()).collect();
+                return Self::Image(format, size("width"), size("height"), pixels);
+            }
+        }
+        let elements = match (value.get("float32"), value.get("float64")) {
+            (Some(data), _) => Elements::Float32(floats(data)),
+            (None, Some(data)) => {
+                Elements::Float64(data.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect())
+            }
+            (None, None) => panic!("{value}"),
+        };
+        Self::Array(sizes(&value["shape"]), elements)
+    }
+
+    fn input(&self) -> Input<'_> {
+        match self {
+            Self::Array(shape, elements) => array(shape, elements),
+            Self::Image(format, width, height, pixels) => Input::Image(ImageRef {
+                format: *format,
+                width: *width,
+                height: *height,
+                row_bytes: width * format.size(),
+                pixels,
+            }),
+        }
+    }
+}
+
+fn close(found: f64, expected: f64, tolerance: f64) -> bool {
+    found == expected || (found - expected).abs() <= tolerance * (1.0 + expected.abs())
+}
+
+/// What is wrong with an output, if anything.
+fn compare(found: &Output, expected: &Value, tolerance: f64) -> Result<(), String> {
+    let wrong = || Err(format!("{found:?} against {expected}"));
+    if let Some(key) = expected.get("key") {
+        let same = match found {
+            Output::Key(Key::String(label)) => key.as_str() == Some(label),
+            Output::Key(Key::Int64(label)) => key.as_i64() == Some(*label),
+            _ => false,
+        };
+        return if same { Ok(()) } else { wrong() };
+    }
+    if let Some(number) = expected.get("double") {
+        return match found {
+            Output::Double(x) if close(*x, number.as_f64().unwrap(), tolerance) => Ok(()),
+            _ => wrong(),
+        };
+    }
+    for (kind, integers) in [("dictionary", false), ("integers", true)] {
+        let Some(entries) = expected.get(kind) else { continue };
+        let Output::Dictionary(found) = found else { return wrong() };
+        let entries = entries.as_object().unwrap();
+        let same = found.len() == entries.len()
+            && found.iter().all(|(key, p)| {
+                let name = match key {
+                    Key::String(name) if !integers => name.clone(),
+                    Key::Int64(number) if integers => number.to_string(),
+                    _ => return false,
+                };
+                entries.get(&name).is_some_and(|e| close(*p, e.as_f64().unwrap(), tolerance))
+            });
+        return if same { Ok(()) } else { Err(format!("{found:?} against {expected}")) };
+    }
+    let Output::Array(Array { shape, elements: Elements::Float32(data) }) = found else { return wrong() };
+    let expected_data = floats(&expected["float32"]);
+    if *shape != sizes(&expected["shape"]) {
+        return Err(format!("shape {shape:?} against {}", expected["shape"]));
+    }
+    let off = data.iter().zip(&expected_data).position(|(f, e)| !close((*f).into(), (*e).into(), tolerance));
+    match off {
+        Some(i) => Err(format!("element {i}: {data:?} against {expected_data:?}")),
+        None if data.len() != expected_data.len() => Err(format!("{} elements", data.len())),
+        None => Ok(()),
+    }
+}
+
+fn run(name: &str, case: &Value) -> Result<(), String> {
+    let path = folder().join(format!("{name}.mlmodel"));
+    let model = Model::load(&path, &LoadOptions::default()).map_err(|error| report(&error))?;
+    let given: Vec<_> = case["inputs"].as_object().unwrap().iter().map(|(k, v)| (k.as_str(), Given::of(v))).collect();
+    let inputs: Vec<_> = given.iter().map(|(name, given)| (*name, given.input())).collect();
+    let mut session = model.session(NonZeroUsize::MIN);
+    let outputs = session.predict(&inputs, None, &[]).map_err(|error| report(&error))?;
+    let tolerance = case["tolerance"].as_f64().unwrap();
+    let expected = case["outputs"].as_object().unwrap();
+    if outputs.len() != expected.len() {
+        return Err(format!("{} outputs against {}", outputs.len(), expected.len()));
+    }
+    for (name, found) in &outputs {
+        let expected = expected.get(name).ok_or_else(|| format!("no output `{name}` is expected"))?;
+        compare(found, expected, tolerance).map_err(|why| format!("{name}: {why}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn every_network_equals_its_reference() {
+    let failures: Vec<_> = cases()
+        .iter()
+        .filter_map(|(name, case)| Some(format!("{name}: {}", run(name, case).err()?)))
+        .collect();
+    assert!(failures.is_empty(), "{} cases fail:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn every_layer_that_the_engine_runs_has_a_case() {
+    let cases = cases();
+    let covered: BTreeSet<_> =
+        cases.values().flat_map(|case| case["layers"].as_array().unwrap()).map(|l| l.as_str().unwrap()).collect();
+    let uncovered: Vec<_> = coreml_engine::nn::FAMILIES
+        .iter()
+        .flat_map(|family| family.layers)
+        .filter(|layer| !covered.contains(layer.name))
+        .map(|layer| layer.name)
+        .collect();
+    assert!(uncovered.is_empty(), "{uncovered:?}");
+}
+
+/// The old mapping: what the description calls `[C]` is `[sequence, batch, C, 1, 1]`, and may be given so.
+#[test]
+fn an_array_of_the_older_mapping_may_be_given_in_all_its_dimensions() {
+    let model = Model::load(folder().join("innerProduct_older_mapping.mlmodel"), &LoadOptions::default()).unwrap();
+    let case = &cases()["innerProduct_older_mapping"];
+    let x = Elements::Float32(floats(&case["inputs"]["x"]["float32"]));
+    let mut session = model.session(NonZeroUsize::MIN);
+    let outputs = session.predict(&[("x", array(&[1, 1, 4, 1, 1], &x))], None, &[]).unwrap();
+    compare(&outputs[0].1, &case["outputs"]["y"], 1e-5).unwrap();
+    for shape in [&[1, 4][..], &[1, 1, 1, 4, 1], &[2, 2]] {
+        let error = session.predict(&[("x", array(shape, &x))], None, &[]).unwrap_err().to_string();
+        assert!(error.contains("tensor float32 [4]"), "{shape:?}: {error}");
+    }
+}
+
+#[test]
+fn a_classifier_is_described_with_its_labels() {
+    for (name, labels) in [("classifier_of_rgb_images", r#"["cat","dog","eel"]"#), ("classify_integers", "[7,8,9]")] {
+        let model = Model::load(folder().join(format!("{name}.mlmodel")), &LoadOptions::default()).unwrap();
+        let description = serde_json::to_value(model.description()).unwrap();
+        assert_eq!(description["class_labels"].to_string(), labels);
+    }
+}
+
+#[test]
+fn wanted_outputs_of_a_classifier_come_alone() {
+    let case = &cases()["classify_strings"];
+    let model = Model::load(folder().join("classify_strings.mlmodel"), &LoadOptions::default()).unwrap();
+    let x = Elements::Float32(floats(&case["inputs"]["x"]["float32"]));
+    let mut session = model.session(NonZeroUsize::MIN);
+    let outputs = session.predict(&[("x", array(&[1, 4], &x))], None, &["classLabel"]).unwrap();
+    assert_eq!(outputs.len(), 1);
+    compare(&outputs[0].1, &case["outputs"]["classLabel"], 0.0).unwrap();
+    assert_eq!(x.dtype(), ArrayDtype::Float32);
+}
+
+/// A model that is one layer of the fixtures, changed, must be refused with words that say where and why.
+#[test]
+fn a_layer_that_cannot_be_is_refused_at_load() {
+    use coreml_proto::proto::{Model as Proto, model::Type, neural_network_layer::Layer};
+    use prost::Message;
+    let load = |name: &str, change: &dyn Fn(&mut Vec<coreml_proto::proto::NeuralNetworkLayer>)| {
+        let bytes = std::fs::read(folder().join(format!("{name}.mlmodel"))).unwrap();
+        let mut proto = Proto::decode(&bytes[..]).unwrap();
+        let Some(Type::NeuralNetwork(network)) = &mut proto.r#type else { panic!("{name}") };
+        change(&mut network.layers);
+        let files = std::collections::HashMap::new();
+        let bytes = proto.encode_to_vec();
+        let error = Model::from_memory("m", &bytes, &files, &LoadOptions::default()).map(|_| ()).unwrap_err();
+        report(&error)
+    };
+    let custom = |layers: &mut Vec<_>| -> () {
+        let layer: &mut coreml_proto::proto::NeuralNetworkLayer = &mut layers[0];
+        layer.layer = Some(Layer::Custom(Default::default()));
+    };
+    let error = load("tanh", &custom);
+    assert!(error.contains("op `custom` that makes `y`"), "{error}");
+    assert!(error.ends_with("not supported: this kind of layer"), "{error}");
+    let error = load("tanh", &|layers| layers[0].layer = None);
+    assert!(error.contains("a kind of layer that is not known"), "{error}");
+    let error = load("tanh", &|layers| layers[0].input[0] = "z".into());
+    assert!(error.contains("the input `z` is used before it is made"), "{error}");
+    let error = load("tanh", &|layers| layers[0].output[0] = "x".into());
+    assert!(error.contains("the blob `x` is made twice"), "{error}");
+    let error = load("tanh", &|layers| layers[0].output.push("second".into()));
+    assert!(error.contains("2 outputs, expected 1"), "{error}");
+    let error = load("tanh", &|layers| layers.clear());
+    assert!(error.contains("output `y`: no layer makes it"), "{error}");
+    let error = load("innerProduct_rank2", &|layers| {
+        let Some(Layer::InnerProduct(p)) = &mut layers[0].layer else { panic!() };
+        p.input_channels = 5;
+    });
+    assert!(error.contains("[3, 5] needs 15 elements, the file has 12 floats"), "{error}");
+    let error = load("innerProduct_rank2", &|layers| {
+        let Some(Layer::InnerProduct(p)) = &mut layers[0].layer else { panic!() };
+        p.output_channels = u64::MAX;
+    });
+    assert!(error.contains("overflows") || error.contains("expected"), "{error}");
+    let error = load("convolution_valid", &|layers| {
+        let Some(Layer::Convolution(p)) = &mut layers[0].layer else { panic!() };
+        p.n_groups = 3;
+    });
+    assert!(error.contains("4 output channels in 3 groups"), "{error}");
+    let error = load("concatND", &|layers| {
+        let Some(Layer::ConcatNd(p)) = &mut layers[0].layer else { panic!() };
+        p.axis = 1;
+    });
+    assert!(error.contains("cannot be concatenated"), "{error}");
+    let error = load("reshapeStatic", &|layers| {
+        let Some(Layer::ReshapeStatic(p)) = &mut layers[0].layer else { panic!() };
+        p.target_shape = vec![5, -1];
+    });
+    assert!(error.contains("fp32[2, 3, 2, 4] cannot take the shape"), "{error}");
+    let error = load("transpose", &|layers| {
+        let Some(Layer::Transpose(p)) = &mut layers[0].layer else { panic!() };
+        p.axes = vec![0, 0, 1, u64::MAX];
+    });
+    assert!(error.contains("permutes no"), "{error}");
+}
