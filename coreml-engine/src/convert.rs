@@ -84,10 +84,17 @@ pub(crate) fn rank5(given: &[usize], tensor: &TensorSpec, ty: &TensorType) -> Op
 }
 
 /// The same elements under the shape that the program takes.
-fn reshape_entry<'a>(value: Value, shape: Option<Vec<usize>>, ty: &TensorType) -> Result<Entry<'a>, Mismatch> {
+fn reshape_entry<'a>(
+    value: Value,
+    shape: Option<Vec<usize>>,
+    ty: &TensorType,
+) -> Result<Entry<'a>, Mismatch> {
     let found = format!("shape {:?}", value.shape());
     let count: usize = value.shape().iter().product();
-    let shape = shape.or_else(|| ty.fixed_shape()).filter(|shape| element_count(shape) == Some(count)).ok_or(found)?;
+    let shape = shape
+        .or_else(|| ty.fixed_shape())
+        .filter(|shape| element_count(shape) == Some(count))
+        .ok_or(found)?;
     Ok(Entry::Owned(match value {
         Value::F32(mut t) => {
             t.reshape(&shape);

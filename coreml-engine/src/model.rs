@@ -191,8 +191,8 @@ impl Model {
         description.class_labels = decoded.class_labels;
         if let Some(labels) = &description.class_labels {
             let names = [&description.predicted_feature, &description.predicted_probabilities];
-            let made = description.outputs.iter().filter(|feature| names.contains(&&feature.name));
-            for feature in made.filter(|feature| !convert::is_labelled(&feature.kind, labels)) {
+            let mut made = description.outputs.iter().filter(|feature| names.contains(&&feature.name));
+            if let Some(feature) = made.find(|feature| !convert::is_labelled(&feature.kind, labels)) {
                 let reason = format!("{} does not go with the classifier's labels", feature.kind.words());
                 return Err(corrupt((format!("output `{}`", feature.name), reason)));
             }

@@ -124,7 +124,8 @@ fn compare(found: &Output, expected: &Value, tolerance: f64) -> Result<(), Strin
 fn run(name: &str, case: &Value) -> Result<(), String> {
     let path = folder().join(format!("{name}.mlmodel"));
     let model = Model::load(&path, &LoadOptions::default()).map_err(|error| report(&error))?;
-    let given: Vec<_> = case["inputs"].as_object().unwrap().iter().map(|(k, v)| (k.as_str(), Given::of(v))).collect();
+    let given: Vec<_> =
+        case["inputs"].as_object().unwrap().iter().map(|(k, v)| (k.as_str(), Given::of(v))).collect();
     let inputs: Vec<_> = given.iter().map(|(name, given)| (*name, given.input())).collect();
     let mut session = model.session(NonZeroUsize::MIN);
     let outputs = session.predict(&inputs, None, &[]).map_err(|error| report(&error))?;
@@ -152,8 +153,11 @@ fn every_network_equals_its_reference() {
 #[test]
 fn every_layer_that_the_engine_runs_has_a_case() {
     let cases = cases();
-    let covered: BTreeSet<_> =
-        cases.values().flat_map(|case| case["layers"].as_array().unwrap()).map(|l| l.as_str().unwrap()).collect();
+    let covered: BTreeSet<_> = cases
+        .values()
+        .flat_map(|case| case["layers"].as_array().unwrap())
+        .map(|l| l.as_str().unwrap())
+        .collect();
     let uncovered: Vec<_> = coreml_engine::nn::FAMILIES
         .iter()
         .flat_map(|family| family.layers)
@@ -166,7 +170,8 @@ fn every_layer_that_the_engine_runs_has_a_case() {
 /// The old mapping: what the description calls `[C]` is `[sequence, batch, C, 1, 1]`, and may be given so.
 #[test]
 fn an_array_of_the_older_mapping_may_be_given_in_all_its_dimensions() {
-    let model = Model::load(folder().join("innerProduct_older_mapping.mlmodel"), &LoadOptions::default()).unwrap();
+    let model =
+        Model::load(folder().join("innerProduct_older_mapping.mlmodel"), &LoadOptions::default()).unwrap();
     let case = &cases()["innerProduct_older_mapping"];
     let x = Elements::Float32(floats(&case["inputs"]["x"]["float32"]));
     let mut session = model.session(NonZeroUsize::MIN);
@@ -180,7 +185,9 @@ fn an_array_of_the_older_mapping_may_be_given_in_all_its_dimensions() {
 
 #[test]
 fn a_classifier_is_described_with_its_labels() {
-    for (name, labels) in [("classifier_of_rgb_images", r#"["cat","dog","eel"]"#), ("classify_integers", "[7,8,9]")] {
+    for (name, labels) in
+        [("classifier_of_rgb_images", r#"["cat","dog","eel"]"#), ("classify_integers", "[7,8,9]")]
+    {
         let model = Model::load(folder().join(format!("{name}.mlmodel")), &LoadOptions::default()).unwrap();
         let description = serde_json::to_value(model.description()).unwrap();
         assert_eq!(description["class_labels"].to_string(), labels);

@@ -155,7 +155,9 @@ impl Decoder<'_> {
         if depth > 0 || self.class_labels.is_some() {
             return Err(wrong("it may be there once, outside of inner blocks".into()));
         }
-        if let Some(name) = op.inputs.keys().find(|name| !matches!(name.as_str(), "probabilities" | "classes")) {
+        if let Some(name) =
+            op.inputs.keys().find(|name| !matches!(name.as_str(), "probabilities" | "classes"))
+        {
             let source = OpError::UnknownParameter(name.clone());
             return Err(DecodeError::Op { op: op.r#type.clone(), output, source });
         }
@@ -285,7 +287,9 @@ fn labels(value: &mil::Value) -> Result<Labels, String> {
         match tensor {
             Some(Immediate::Strings(v)) if v.values.len() == 1 => strings.extend(v.values.iter().cloned()),
             Some(Immediate::LongInts(v)) if v.values.len() == 1 => ints.extend(v.values.iter().copied()),
-            Some(Immediate::Ints(v)) if v.values.len() == 1 => ints.extend(v.values.iter().map(|&x| i64::from(x))),
+            Some(Immediate::Ints(v)) if v.values.len() == 1 => {
+                ints.extend(v.values.iter().map(|&x| i64::from(x)))
+            }
             _ => return Err("a class is neither a string nor an integer".into()),
         }
     }

@@ -65,7 +65,8 @@ impl From<Blob> for Vec<Blob> {
 
 /// `axis` in `-rank..rank` as an index.
 pub(super) fn axis_of(axis: i64, rank: usize) -> Result<usize, OpError> {
-    let signed = i64::try_from(rank).ok().and_then(|rank| if axis < 0 { axis.checked_add(rank) } else { Some(axis) });
+    let signed =
+        i64::try_from(rank).ok().and_then(|rank| if axis < 0 { axis.checked_add(rank) } else { Some(axis) });
     signed
         .and_then(|axis| usize::try_from(axis).ok())
         .filter(|&axis| axis < rank)
@@ -92,11 +93,16 @@ pub(super) fn ints<T: TryInto<i32> + Copy + std::fmt::Display>(values: &[T]) -> 
 
 /// A size of the file; must be positive.
 pub(super) fn size(x: impl TryInto<usize> + Copy + std::fmt::Display) -> Result<usize, OpError> {
-    x.try_into().ok().filter(|&x| x > 0).ok_or_else(|| invalid(format!("{x} where a positive size is expected")))
+    x.try_into()
+        .ok()
+        .filter(|&x| x > 0)
+        .ok_or_else(|| invalid(format!("{x} where a positive size is expected")))
 }
 
 /// Sizes of the file; must be positive.
-pub(super) fn sizes<T: TryInto<usize> + Copy + std::fmt::Display>(values: &[T]) -> Result<Vec<usize>, OpError> {
+pub(super) fn sizes<T: TryInto<usize> + Copy + std::fmt::Display>(
+    values: &[T],
+) -> Result<Vec<usize>, OpError> {
     values.iter().map(|&x| size(x)).collect()
 }
 
@@ -110,7 +116,9 @@ pub(super) fn broadcast(a: &[Option<usize>], b: &[Option<usize>]) -> Result<Dims
     (0..rank)
         .map(|i| match (at(a, i), at(b, i)) {
             (Some(1), other) | (other, Some(1)) => Ok(other),
-            (Some(x), Some(y)) if x != y => Err(invalid(format!("shapes {a:?} and {b:?} do not go together"))),
+            (Some(x), Some(y)) if x != y => {
+                Err(invalid(format!("shapes {a:?} and {b:?} do not go together")))
+            }
             (Some(x), _) | (_, Some(x)) => Ok(Some(x)),
             (None, None) => Ok(None),
         })
@@ -216,7 +224,10 @@ impl Context<'_> {
 
     /// The layer's inputs, which must be that many.
     pub(super) fn exactly<const N: usize>(&self) -> Result<[Blob; N], OpError> {
-        self.inputs.clone().try_into().map_err(|_| invalid(format!("{} inputs, expected {N}", self.inputs.len())))
+        self.inputs
+            .clone()
+            .try_into()
+            .map_err(|_| invalid(format!("{} inputs, expected {N}", self.inputs.len())))
     }
 
     /// An error if the layer does not have a number of inputs in `range`.
@@ -232,7 +243,12 @@ impl Context<'_> {
         self.inputs.first().cloned().ok_or_else(|| invalid("no inputs"))
     }
 
-    fn push(&mut self, kind: &str, arguments: impl IntoIterator<Item = (&'static str, Arg)>, outputs: Vec<ValueId>) {
+    fn push(
+        &mut self,
+        kind: &str,
+        arguments: impl IntoIterator<Item = (&'static str, Arg)>,
+        outputs: Vec<ValueId>,
+    ) {
         let mut args = Vec::new();
         for (name, argument) in arguments {
             let argument = match argument {
@@ -260,9 +276,12 @@ impl Context<'_> {
         let ids: Vec<_> = outputs.iter().map(|(dtype, dims)| self.value(*dtype, dims.clone())).collect();
         self.push(kind, arguments, ids.clone());
         let blobs = ids.into_iter().zip(outputs);
-        let blobs = blobs.map(|(id, (dtype, dims))| {
-            if dtype.is_float() { Blob::new(id, dims) } else { self.floats_of(id, dtype, dims) }
-        });
+        let blobs =
+            blobs.map(
+                |(id, (dtype, dims))| {
+                    if dtype.is_float() { Blob::new(id, dims) } else { self.floats_of(id, dtype, dims) }
+                },
+            );
         blobs.collect()
     }
 
@@ -331,7 +350,8 @@ impl Context<'_> {
 
     /// The constant integers of a blob that must be known at load.
     pub(super) fn known_ints(&self, x: &Blob, what: &str) -> Result<Vec<i32>, OpError> {
-        let values = self.constant_of(x).ok_or_else(|| unsupported(format!("{what} that the network computes")))?;
+        let values =
+            self.constant_of(x).ok_or_else(|| unsupported(format!("{what} that the network computes")))?;
         Ok(values.into_iter().map(|x| x as i32).collect())
     }
 
@@ -365,7 +385,13 @@ impl Context<'_> {
     }
 
     /// A reduction over `axes` (indices).
-    pub(super) fn reduce(&mut self, kind: &str, x: &Blob, axes: &[usize], keep: bool) -> Result<Blob, OpError> {
+    pub(super) fn reduce(
+        &mut self,
+        kind: &str,
+        x: &Blob,
+        axes: &[usize],
+        keep: bool,
+    ) -> Result<Blob, OpError> {
         let dims = x.dims.iter().enumerate().filter_map(|(i, &dim)| match (axes.contains(&i), keep) {
             (false, _) => Some(dim),
             (true, true) => Some(Some(1)),
@@ -407,11 +433,13 @@ impl Context<'_> {
 
     /// Removes dimensions of 1 at `axes` (indices).
     pub(super) fn squeeze(&mut self, x: &Blob, axes: &[usize]) -> Result<Blob, OpError> {
-        if let Some(&axis) = axes.iter().find(|&&axis| x.dims.get(axis).is_none_or(|dim| dim.is_some_and(|dim| dim != 1)))
+        if let Some(&axis) =
+            axes.iter().find(|&&axis| x.dims.get(axis).is_none_or(|dim| dim.is_some_and(|dim| dim != 1)))
         {
             return Err(invalid(format!("dimension {axis} of {} is not 1", x.words())));
         }
-        let dims = x.dims.iter().enumerate().filter(|(i, _)| !axes.contains(i)).map(|(_, &dim)| dim).collect();
+        let dims =
+            x.dims.iter().enumerate().filter(|(i, _)| !axes.contains(i)).map(|(_, &dim)| dim).collect();
         Ok(self.op("squeeze", [("x", x.into()), ("axes", ints(axes)?.into())], dims))
     }
 
@@ -451,13 +479,17 @@ impl Context<'_> {
         let mut dims = first.dims.clone();
         for blob in rest {
             if blob.rank() != first.rank() {
-                return Err(invalid(format!("{} and {} cannot be concatenated", first.words(), blob.words())));
+                return Err(invalid(format!(
+                    "{} and {} cannot be concatenated",
+                    first.words(),
+                    blob.words()
+                )));
             }
             for (i, (dim, &other)) in dims.iter_mut().zip(&blob.dims).enumerate() {
                 *dim = match (*dim, other) {
-                    (Some(a), Some(b)) if i == axis => Some(
-                        a.checked_add(b).ok_or_else(|| invalid("the concatenated size overflows"))?,
-                    ),
+                    (Some(a), Some(b)) if i == axis => {
+                        Some(a.checked_add(b).ok_or_else(|| invalid("the concatenated size overflows"))?)
+                    }
                     _ if i == axis => None,
                     (Some(a), Some(b)) if a != b => {
                         let words = (first.words(), blob.words());
@@ -503,7 +535,9 @@ impl Context<'_> {
                         [("x", shape.into()), ("begin", vec![axis].into()), ("end", vec![axis + 1].into())];
                     self.op1("slice_by_index", arguments, DType::I32, vec![Some(1)])
                 }
-                (fixed, _) => self.function.new_constant("shape", list(DType::I32, vec![fixed.unwrap_or(-1)])),
+                (fixed, _) => {
+                    self.function.new_constant("shape", list(DType::I32, vec![fixed.unwrap_or(-1)]))
+                }
             });
         }
         let arguments = [("values", Arg::Ids(parts)), ("axis", 0.into()), ("interleave", false.into())];
@@ -553,7 +587,10 @@ impl Context<'_> {
                 return Err(invalid(format!("{} cannot take the shape {known:?}", x.words())));
             }
             if open == 1 {
-                known.iter_mut().filter(|dim| dim.is_none()).for_each(|dim| *dim = product.map(|p| total / p));
+                known
+                    .iter_mut()
+                    .filter(|dim| dim.is_none())
+                    .for_each(|dim| *dim = product.map(|p| total / p));
             }
         }
         let shape = if open <= 1 {
@@ -615,11 +652,8 @@ pub(super) fn slice_length(
         None => default,
         Some(i) => (if i < 0 { i.saturating_add(n) } else { i }).clamp(low, high),
     };
-    let (begin, end) = if stride > 0 {
-        (place(begin, 0), place(end, n))
-    } else {
-        (place(begin, n - 1), place(end, -1))
-    };
+    let (begin, end) =
+        if stride > 0 { (place(begin, 0), place(end, n)) } else { (place(begin, n - 1), place(end, -1)) };
     let span = if stride > 0 { end - begin } else { begin - end };
     if span <= 0 {
         return Ok(0);

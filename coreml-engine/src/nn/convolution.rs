@@ -139,22 +139,32 @@ impl Convolution {
     }
 
     /// `H_out = (H_in - 1) * stride + kernel - padding`, or `H_in * stride` for "same".
-    fn transposed(&mut self, cx: &mut Context<'_>, x: &Blob, weight: Arg, wanted: &[usize]) -> Result<Blob, OpError> {
+    fn transposed(
+        &mut self,
+        cx: &mut Context<'_>,
+        x: &Blob,
+        weight: Arg,
+        wanted: &[usize],
+    ) -> Result<Blob, OpError> {
         let overflow = || invalid("the output's size overflows");
         let spatial = self.kernel.len();
         if self.dilations.iter().any(|&d| d != 1) {
             return Err(unsupported("a transposed convolution with dilation"));
         }
         let full = |axis: usize, input: usize| {
-            (input.saturating_sub(1)).checked_mul(self.strides[axis]).and_then(|n| n.checked_add(self.kernel[axis]))
+            (input.saturating_sub(1))
+                .checked_mul(self.strides[axis])
+                .and_then(|n| n.checked_add(self.kernel[axis]))
         };
         if !wanted.is_empty() {
             // The type of padding is ignored; amounts that lead to the wanted shape say where to cut.
             let mut amounts = self.pad.amounts(spatial);
             for (axis, &input) in x.dims[2..].iter().enumerate() {
-                let input = input.ok_or_else(|| unsupported("an output shape for an input of unknown shape"))?;
+                let input =
+                    input.ok_or_else(|| unsupported("an output shape for an input of unknown shape"))?;
                 let cut = full(axis, input).and_then(|full| full.checked_sub(wanted[axis]));
-                let cut = cut.ok_or_else(|| unsupported(format!("the output shape {wanted:?} of {}", x.words())))?;
+                let cut =
+                    cut.ok_or_else(|| unsupported(format!("the output shape {wanted:?} of {}", x.words())))?;
                 let cut = int(cut)?;
                 if amounts[2 * axis].checked_add(amounts[2 * axis + 1]) != Some(cut) {
                     amounts[2 * axis] = cut / 2;
@@ -287,19 +297,11 @@ fn convolution3d(cx: &mut Context<'_>, p: &spec::Convolution3DLayerParams) -> Re
         let weight = Constant::f32(&shape, data).map_err(OpError::Invalid)?;
         return convolution.forward(cx, &x, weight.into());
     }
-    // The file has [out / groups, in, ..]; the op takes [in, out / groups, ..].
-    let per_group = outputs / groups;
-    let area: usize = kernel.iter().product();
-    let data = weights::floats("weights", p.weights.as_ref(), &[&[per_group, inputs], &kernel[..]].concat())?;
-    let mut swapped = Vec::with_capacity(data.len());
-    for input in 0..inputs {
-        for output in 0..per_group {
-            let at = (output * inputs + input) * area;
-            swapped.extend_from_slice(&data[at..at + area]);
-        }
-    }
-    let shape = [&[inputs, per_group], &kernel[..]].concat();
-    let weight = Constant::f32(&shape, swapped).map_err(OpError::Invalid)?;
+    // The format's comment has the first two dimensions the other way round; coremltools, whose models Core ML runs, writes
+    // them so (`NeuralNetworkBuilder.add_convolution3d`), as for two dimensions.
+    let shape = [&[inputs, outputs / groups], &kernel[..]].concat();
+    let data = weights::floats_by_channel("weights", p.weights.as_ref(), &shape, 1)?;
+    let weight = Constant::f32(&shape, data).map_err(OpError::Invalid)?;
     let wanted = sizes(&p.output_shape)?;
     if !(wanted.is_empty() || wanted.len() == 3) {
         return Err(invalid(format!("the output shape {wanted:?}, expected three sizes")));

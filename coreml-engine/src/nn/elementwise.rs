@@ -134,9 +134,7 @@ fn unary(cx: &mut Context<'_>, p: &spec::UnaryFunctionLayerParams) -> Result<Blo
         Operation::try_from(p.r#type).map_err(|_| invalid(format!("unknown function {}", p.r#type)))?;
     Ok(match operation {
         Operation::Sqrt => cx.unary("sqrt", &x),
-        Operation::Rsqrt => {
-            cx.op("rsqrt", [("x", (&x).into()), ("epsilon", epsilon.into())], x.dims.clone())
-        }
+        Operation::Rsqrt => cx.op("rsqrt", [("x", (&x).into()), ("epsilon", epsilon.into())], x.dims.clone()),
         Operation::Inverse => {
             cx.op("inverse", [("x", (&x).into()), ("epsilon", epsilon.into())], x.dims.clone())
         }

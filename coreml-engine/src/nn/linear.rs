@@ -75,7 +75,8 @@ fn rows(
     let indices_id = cx.integers(indices);
     let mut dims = indices.dims.clone();
     dims.push(Some(row));
-    let y = cx.op("gather", [("x", (&table).into()), ("indices", indices_id.into()), ("axis", 0.into())], dims);
+    let y =
+        cx.op("gather", [("x", (&table).into()), ("indices", indices_id.into()), ("axis", 0.into())], dims);
     match bias {
         None => Ok(y),
         Some(bias) => {

@@ -15,7 +15,9 @@ use std::sync::{Arc, LazyLock};
 use coreml_proto::proto as spec;
 use spec::model::Type as ModelType;
 use spec::neural_network_layer::Layer;
-use spec::{NeuralNetworkImageShapeMapping as ImageMapping, NeuralNetworkMultiArrayShapeMapping as ArrayMapping};
+use spec::{
+    NeuralNetworkImageShapeMapping as ImageMapping, NeuralNetworkMultiArrayShapeMapping as ArrayMapping,
+};
 
 use crate::decode::{DecodeError, mil::Decoded};
 use crate::description::{Feature, FeatureKind, Flexible, Labels, ModelDescription};
@@ -393,7 +395,11 @@ pub(crate) fn decode(
         let id = function.new_value(feature.name.as_str(), ty);
         function.body.inputs.push(id);
         if dims.len() > context::MAX_RANK {
-            return Err(DecodeError::Unsupported(format!("the input `{}` (rank {})", feature.name, dims.len())));
+            return Err(DecodeError::Unsupported(format!(
+                "the input `{}` (rank {})",
+                feature.name,
+                dims.len()
+            )));
         }
         inputs.push((feature.name.clone(), id));
         blobs.insert(&feature.name, Blob::new(id, dims));
@@ -429,9 +435,9 @@ pub(crate) fn decode(
         if outputs.iter().any(|(name, _)| *name == feature.name) {
             continue;
         }
-        let blob = blobs.get(feature.name.as_str()).ok_or_else(|| {
-            DecodeError::corrupt(format!("output `{}`", feature.name), "no layer makes it")
-        })?;
+        let blob = blobs
+            .get(feature.name.as_str())
+            .ok_or_else(|| DecodeError::corrupt(format!("output `{}`", feature.name), "no layer makes it"))?;
         outputs.push((feature.name.clone(), blob.id));
     }
     Ok(Decoded { function, inputs, outputs, class_labels })
@@ -483,7 +489,9 @@ fn input_dims(
 
 /// The dimensions that are the same for all allowed shapes.
 fn flexible_dims(shape: &[usize], flexible: Option<&Flexible>) -> Result<Dims, String> {
-    let rank = |n: usize| if n == shape.len() { Ok(()) } else { Err(format!("shapes of ranks {n} and {}", shape.len())) };
+    let rank = |n: usize| {
+        if n == shape.len() { Ok(()) } else { Err(format!("shapes of ranks {n} and {}", shape.len())) }
+    };
     let mut dims: Dims = shape.iter().copied().map(Some).collect();
     match flexible {
         None => {}
@@ -512,7 +520,10 @@ fn lower<'a>(
     let first = layer.output.first().cloned().unwrap_or_default();
     let kind = layer.layer.as_ref().map_or("?", name);
     let error = |source| DecodeError::Op { op: kind.to_owned(), output: first.clone(), source };
-    let parameters = layer.layer.as_ref().ok_or_else(|| error(context::unsupported("a kind of layer that is not known")))?;
+    let parameters = layer
+        .layer
+        .as_ref()
+        .ok_or_else(|| error(context::unsupported("a kind of layer that is not known")))?;
     let def = BY_NAME.get(kind).ok_or_else(|| error(context::unsupported("this kind of layer")))?;
     let inputs = layer.input.iter().map(|name| {
         blobs.get(name.as_str()).cloned().ok_or_else(|| {
@@ -520,8 +531,7 @@ fn lower<'a>(
         })
     });
     let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
-    let mut cx =
-        Context { function, name: Arc::from(first.as_str()), inputs, outputs: layer.output.len() };
+    let mut cx = Context { function, name: Arc::from(first.as_str()), inputs, outputs: layer.output.len() };
     let made = (def.lower)(&mut cx, parameters).map_err(error)?;
     if layer.output.is_empty() || layer.output.len() > made.len() {
         let reason = format!("{} outputs, expected {}", layer.output.len(), made.len());

@@ -54,7 +54,9 @@ fn batchnorm(cx: &mut Context<'_>, p: &spec::BatchnormLayerParams) -> Result<Blo
                 let normal = [("x", (&swapped).into()), ("axes", axes), ("epsilon", epsilon.into())];
                 let normal = cx.op("layer_norm", normal, swapped.dims.clone());
                 let mut y = cx.transpose(&normal, &[1, 0, 2, 3])?;
-                for (name, weights, kind) in [("gamma", p.gamma.as_ref(), "mul"), ("beta", p.beta.as_ref(), "add")] {
+                for (name, weights, kind) in
+                    [("gamma", p.gamma.as_ref(), "mul"), ("beta", p.beta.as_ref(), "add")]
+                {
                     if weights.is_some() {
                         let values = weights::floats(name, weights, &[channels])?;
                         let values = cx.constant(&[channels, 1, 1], values)?;
@@ -73,7 +75,8 @@ fn mvn(cx: &mut Context<'_>, p: &spec::MeanVarianceNormalizeLayerParams) -> Resu
     let x = cx.one()?;
     x.at_least(3)?;
     let rank = x.rank();
-    let axes: Vec<usize> = if p.across_channels { (rank - 3..rank).collect() } else { vec![rank - 2, rank - 1] };
+    let axes: Vec<usize> =
+        if p.across_channels { (rank - 3..rank).collect() } else { vec![rank - 2, rank - 1] };
     if !p.normalize_variance {
         let mean = cx.reduce("reduce_mean", &x, &axes, true)?;
         return cx.binary("sub", &x, &mean);
@@ -86,7 +89,9 @@ fn mvn(cx: &mut Context<'_>, p: &spec::MeanVarianceNormalizeLayerParams) -> Resu
 fn l2_normalize(cx: &mut Context<'_>, p: &spec::L2NormalizeLayerParams) -> Result<Blob, OpError> {
     let x = cx.one()?;
     let epsilon = or(p.epsilon, 1e-6);
-    cx.on_rank4(&x, |cx, x| Ok(cx.op("l2_norm", [("x", x.into()), ("epsilon", epsilon.into())], x.dims.clone())))
+    cx.on_rank4(&x, |cx, x| {
+        Ok(cx.op("l2_norm", [("x", x.into()), ("epsilon", epsilon.into())], x.dims.clone()))
+    })
 }
 
 fn lrn(cx: &mut Context<'_>, p: &spec::LrnLayerParams) -> Result<Blob, OpError> {
@@ -118,7 +123,10 @@ fn softmax_nd(cx: &mut Context<'_>, p: &spec::SoftmaxNdLayerParams) -> Result<Bl
     softmax_on(cx, p.axis)
 }
 
-fn layer_normalization(cx: &mut Context<'_>, p: &spec::LayerNormalizationLayerParams) -> Result<Blob, OpError> {
+fn layer_normalization(
+    cx: &mut Context<'_>,
+    p: &spec::LayerNormalizationLayerParams,
+) -> Result<Blob, OpError> {
     let x = cx.one()?;
     let shape = sizes(&p.normalized_shape)?;
     if shape.is_empty() || shape.len() > x.rank() {

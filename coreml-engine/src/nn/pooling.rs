@@ -5,9 +5,9 @@ use spec::global_pooling3_d_layer_params::GlobalPoolingType3D;
 use spec::pooling_layer_params::{PoolingPaddingType, PoolingType};
 use spec::pooling3_d_layer_params::{Pooling3DPaddingType, PoolingType3D};
 
+use super::LayerDef;
 use super::context::{Arg, Blob, Context, Dims, int, ints, invalid, sizes};
 use super::convolution::{Pad, pad3d, pair, windows};
-use super::LayerDef;
 use crate::error::OpError;
 
 pub(super) const LAYERS: &[LayerDef] = &[

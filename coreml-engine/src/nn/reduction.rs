@@ -3,9 +3,9 @@
 use coreml_proto::proto as spec;
 use spec::reduce_layer_params::{ReduceAxis, ReduceOperation};
 
+use super::LayerDef;
 use super::context::{Blob, Context, int, invalid, unsupported};
 use super::shape::not_scalar;
-use super::LayerDef;
 use crate::error::OpError;
 use crate::types::DType;
 
@@ -16,7 +16,13 @@ pub(super) const LAYERS: &[LayerDef] = &[
     layer!("reduce", Reduce, reduce),
     layer!("reduceL1", ReduceL1, |cx, p| over(cx, "reduce_l1_norm", &p.axes, p.keep_dims, p.reduce_all)),
     layer!("reduceL2", ReduceL2, |cx, p| over(cx, "reduce_l2_norm", &p.axes, p.keep_dims, p.reduce_all)),
-    layer!("reduceLogSum", ReduceLogSum, |cx, p| over(cx, "reduce_log_sum", &p.axes, p.keep_dims, p.reduce_all)),
+    layer!("reduceLogSum", ReduceLogSum, |cx, p| over(
+        cx,
+        "reduce_log_sum",
+        &p.axes,
+        p.keep_dims,
+        p.reduce_all
+    )),
     layer!("reduceLogSumExp", ReduceLogSumExp, |cx, p| {
         over(cx, "reduce_log_sum_exp", &p.axes, p.keep_dims, p.reduce_all)
     }),

@@ -5,9 +5,9 @@ use spec::box_coordinates_mode::Coordinates;
 use spec::sampling_mode::Method;
 use spec::upsample_layer_params::{InterpolationMode, LinearUpsampleMode};
 
+use super::LayerDef;
 use super::context::{Arg, Blob, Context, Dims, int, invalid, sizes, unsupported};
 use super::convolution::pair;
-use super::LayerDef;
 use crate::error::OpError;
 
 pub(super) const LAYERS: &[LayerDef] = &[

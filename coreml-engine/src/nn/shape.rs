@@ -5,8 +5,8 @@ use spec::flatten_layer_params::FlattenOrder;
 use spec::reorganize_data_layer_params::ReorganizationType;
 use spec::reshape_layer_params::ReshapeOrder;
 
-use super::context::{Blob, Context, Dim, MAX_RANK, axis_of, int, invalid, size, unsupported};
 use super::LayerDef;
+use super::context::{Blob, Context, Dim, MAX_RANK, axis_of, int, invalid, size, unsupported};
 use crate::error::OpError;
 
 pub(super) const LAYERS: &[LayerDef] = &[
@@ -88,7 +88,9 @@ fn permute(cx: &mut Context<'_>, p: &spec::PermuteLayerParams) -> Result<Blob, O
             let place = |axis: usize| if axis == 0 { 0 } else { axis + 1 };
             cx.transpose(&x, &[place(seq), 1, place(c), place(h), place(w)])
         }
-        (rank @ 3..=4, [0, c @ 1..=3, h @ 1..=3, w @ 1..=3]) => cx.transpose(&x, &last_three(rank, [c - 1, h - 1, w - 1])),
+        (rank @ 3..=4, [0, c @ 1..=3, h @ 1..=3, w @ 1..=3]) => {
+            cx.transpose(&x, &last_three(rank, [c - 1, h - 1, w - 1]))
+        }
         _ => Err(invalid(format!("the axes {:?} of {}, expected rank 5", p.axis, x.words()))),
     }
 }
@@ -103,7 +105,8 @@ fn reorganize_data(cx: &mut Context<'_>, p: &spec::ReorganizeDataLayerParams) ->
     let x = cx.one()?;
     let block = size(p.block_size)?;
     let area = block.checked_mul(block).ok_or_else(|| invalid("the block size overflows"))?;
-    let mode = ReorganizationType::try_from(p.mode).map_err(|_| invalid(format!("unknown mode {}", p.mode)))?;
+    let mode =
+        ReorganizationType::try_from(p.mode).map_err(|_| invalid(format!("unknown mode {}", p.mode)))?;
     let word = int(block)?;
     cx.on_rank4(&x, |cx, x| {
         let divide = |n: Option<usize>, by: usize| match n {
@@ -170,7 +173,8 @@ fn flatten_to_2d(cx: &mut Context<'_>, p: &spec::FlattenTo2DLayerParams) -> Resu
     let axis = if usize::try_from(p.axis) == Ok(x.rank()) { x.rank() } else { x.axis(p.axis)? };
     let product = |dims: &[Option<usize>]| {
         let dims: Option<Vec<_>> = dims.iter().copied().collect();
-        dims.map(|dims| crate::types::element_count(&dims).ok_or_else(|| invalid("the size overflows"))).transpose()
+        dims.map(|dims| crate::types::element_count(&dims).ok_or_else(|| invalid("the size overflows")))
+            .transpose()
     };
     let dims = match (product(&x.dims[..axis])?, product(&x.dims[axis..])?) {
         (Some(rows), _) => [Dim::Known(rows), Dim::Rest],

@@ -4,9 +4,9 @@ use coreml_proto::proto as spec;
 use spec::padding_layer_params::PaddingType;
 use spec::slice_layer_params::SliceAxis;
 
+use super::LayerDef;
 use super::context::{Arg, Blob, Context, Dims, int, ints, invalid, size, slice_length, unsupported};
 use super::convolution::border;
-use super::LayerDef;
 use crate::error::OpError;
 
 pub(super) const LAYERS: &[LayerDef] = &[
@@ -154,11 +154,7 @@ fn slice_by_size(cx: &mut Context<'_>, p: &spec::SliceBySizeLayerParams) -> Resu
     }
     let begin = if begin.rank() == 1 { begin } else { cx.reshape(&begin, &[super::context::Dim::Known(1)])? };
     let begin = cx.integers(&begin);
-    let start = if x.rank() == 1 {
-        begin.into()
-    } else {
-        cx.list_of(x.rank(), axis, begin, 0)?.into()
-    };
+    let start = if x.rank() == 1 { begin.into() } else { cx.list_of(x.rank(), axis, begin, 0)?.into() };
     let sizes: Vec<i32> =
         (0..x.rank()).map(|i| if i == axis { int(length) } else { Ok(-1) }).collect::<Result<_, _>>()?;
     let mut dims = x.dims.clone();
@@ -183,7 +179,9 @@ fn crop(cx: &mut Context<'_>, p: &spec::CropLayerParams) -> Result<Blob, OpError
         let (Some(height), Some(width)) = (like.dims[h], like.dims[w]) else {
             return Err(unsupported(format!("a crop to {}", like.words())));
         };
-        let end = |offset: i32, size: usize| i64::from(offset).saturating_add(i64::try_from(size).unwrap_or(i64::MAX));
+        let end = |offset: i32, size: usize| {
+            i64::from(offset).saturating_add(i64::try_from(size).unwrap_or(i64::MAX))
+        };
         let y = cx.slice(&x, h, offset[0].into(), Some(end(offset[0], height)), 1)?;
         let y = cx.slice(&y, w, offset[1].into(), Some(end(offset[1], width)), 1)?;
         if (y.dims[h], y.dims[w]) != (Some(height), Some(width)) {
@@ -211,7 +209,8 @@ fn pad(cx: &mut Context<'_>, x: &Blob, amounts: Vec<i32>, mode: &str, value: f32
     for (dim, amounts) in dims.iter_mut().zip(amounts.chunks(2)) {
         let sum = amounts.iter().try_fold(0_usize, |sum, &n| sum.checked_add(usize::try_from(n).ok()?));
         let sum = sum.ok_or_else(|| invalid(format!("the padding {amounts:?}")))?;
-        *dim = dim.map(|dim| dim.checked_add(sum).ok_or_else(|| invalid("the size overflows"))).transpose()?;
+        *dim =
+            dim.map(|dim| dim.checked_add(sum).ok_or_else(|| invalid("the size overflows"))).transpose()?;
     }
     let arguments =
         [("x", x.into()), ("pad", amounts.into()), ("mode", mode.into()), ("constant_val", value.into())];

@@ -25,7 +25,11 @@ pub(super) const LAYERS: &[LayerDef] = &[
     layer!("getShape", GetShape, get_shape),
     layer!("loadConstant", LoadConstant, load_constant),
     layer!("loadConstantND", LoadConstantNd, load_constant_nd),
-    layer!("lowerTriangular", LowerTriangular, |cx, p| triangle(cx, [-1, p.k], [p.k.saturating_neg().saturating_sub(1), -1])),
+    layer!("lowerTriangular", LowerTriangular, |cx, p| triangle(
+        cx,
+        [-1, p.k],
+        [p.k.saturating_neg().saturating_sub(1), -1]
+    )),
     layer!("matrixBandPart", MatrixBandPart, matrix_band_part),
     layer!("NonMaximumSuppression", NonMaximumSuppression, non_maximum_suppression),
     layer!("oneHot", OneHot, one_hot),
@@ -42,7 +46,11 @@ pub(super) const LAYERS: &[LayerDef] = &[
     layer!("splitND", SplitNd, split_nd),
     layer!("stack", Stack, stack),
     layer!("tile", Tile, tile),
-    layer!("upperTriangular", UpperTriangular, |cx, p| triangle(cx, [p.k.saturating_neg(), -1], [-1, p.k.saturating_sub(1)])),
+    layer!("upperTriangular", UpperTriangular, |cx, p| triangle(
+        cx,
+        [p.k.saturating_neg(), -1],
+        [-1, p.k.saturating_sub(1)]
+    )),
     layer!("whereNonZero", WhereNonZero, where_non_zero),
 ];
 
@@ -84,7 +92,9 @@ fn stack(cx: &mut Context<'_>, p: &spec::StackLayerParams) -> Result<Blob, OpErr
     let axis = super::context::axis_of(p.axis, rank + 1)?;
     let mut dims = first.dims.clone();
     for other in &inputs[1..] {
-        if other.rank() != rank || dims.iter().zip(&other.dims).any(|(a, b)| a.zip(*b).is_some_and(|(a, b)| a != b)) {
+        if other.rank() != rank
+            || dims.iter().zip(&other.dims).any(|(a, b)| a.zip(*b).is_some_and(|(a, b)| a != b))
+        {
             return Err(invalid(format!("{} and {} cannot be stacked", first.words(), other.words())));
         }
         dims.iter_mut().zip(&other.dims).for_each(|(dim, other)| *dim = dim.or(*other));
@@ -136,7 +146,9 @@ fn split_nd(cx: &mut Context<'_>, p: &spec::SplitNdLayerParams) -> Result<Vec<Bl
 
 /// Repeats each dimension as often as `reps` says.
 fn repeat(cx: &mut Context<'_>, x: &Blob, reps: &[usize]) -> Result<Blob, OpError> {
-    let times = |(&dim, &n): (&Option<usize>, &usize)| dim.map(|dim| dim.checked_mul(n).ok_or_else(overflow)).transpose();
+    let times = |(&dim, &n): (&Option<usize>, &usize)| {
+        dim.map(|dim| dim.checked_mul(n).ok_or_else(overflow)).transpose()
+    };
     let dims = x.dims.iter().zip(reps).map(times).collect::<Result<Dims, _>>()?;
     Ok(cx.op("tile", [("x", x.into()), ("reps", ints(reps)?.into())], dims))
 }
@@ -354,7 +366,11 @@ fn range_dynamic(cx: &mut Context<'_>, p: &spec::RangeDynamicLayerParams) -> Res
     let mut scalars = Vec::new();
     for input in cx.inputs.clone() {
         // A scalar, or a list of one element.
-        scalars.push(if input.rank() == 0 { input } else { cx.squeeze(&input, &(0..input.rank()).collect::<Vec<_>>())? });
+        scalars.push(if input.rank() == 0 {
+            input
+        } else {
+            cx.squeeze(&input, &(0..input.rank()).collect::<Vec<_>>())?
+        });
     }
     let start = scalars.get(1).map_or(p.start_value.into(), Arg::from);
     let step = scalars.get(2).map_or(p.step_size_value.into(), Arg::from);
@@ -403,7 +419,10 @@ fn broadcast_to_like(cx: &mut Context<'_>, _: &spec::BroadcastToLikeLayerParams)
     broadcast_to(cx, &x, shape.into(), like.dims)
 }
 
-fn broadcast_to_static(cx: &mut Context<'_>, p: &spec::BroadcastToStaticLayerParams) -> Result<Blob, OpError> {
+fn broadcast_to_static(
+    cx: &mut Context<'_>,
+    p: &spec::BroadcastToStaticLayerParams,
+) -> Result<Blob, OpError> {
     let x = cx.one()?;
     let shape = sizes(&p.target_shape)?;
     broadcast_to(cx, &x, ints(&shape)?.into(), shape.into_iter().map(Some).collect())

@@ -31,18 +31,27 @@ pub(super) fn floats_by_channel(
     let weights = weights.ok_or(OpError::Missing(name))?;
     let wrong = |reason: String| OpError::Parameter { parameter: name, reason };
     let count = element_count(shape).ok_or_else(|| invalid(format!("the shape {shape:?} overflows")))?;
-    let spec::WeightParams { float_value, float16_value, raw_value, int8_raw_value, quantization, is_updatable: _ } =
-        weights;
+    let spec::WeightParams {
+        float_value,
+        float16_value,
+        raw_value,
+        int8_raw_value,
+        quantization,
+        is_updatable: _,
+    } = weights;
     let lengths = [float_value.len(), float16_value.len(), raw_value.len(), int8_raw_value.len()];
     if lengths.iter().filter(|&&n| n > 0).count() > 1 {
         return Err(wrong("weights of several types".into()));
     }
-    let expected = |found: usize, unit: &str| wrong(format!("{shape:?} needs {count} elements, the file has {found} {unit}"));
+    let expected = |found: usize, unit: &str| {
+        wrong(format!("{shape:?} needs {count} elements, the file has {found} {unit}"))
+    };
     if !float16_value.is_empty() {
         if Some(float16_value.len()) != count.checked_mul(2) {
             return Err(expected(float16_value.len(), "bytes of halves"));
         }
-        let halves: Vec<f16> = float16_value.as_chunks::<2>().0.iter().copied().map(f16::from_le_bytes).collect();
+        let halves: Vec<f16> =
+            float16_value.as_chunks::<2>().0.iter().copied().map(f16::from_le_bytes).collect();
         let mut out = vec![0.0; count];
         halves[..].convert_to_f32_slice(&mut out);
         return Ok(out);
@@ -56,7 +65,8 @@ pub(super) fn floats_by_channel(
         }
         return Ok(float_value.clone());
     }
-    let quantization = quantization.as_ref().ok_or_else(|| wrong("raw weights without quantisation".into()))?;
+    let quantization =
+        quantization.as_ref().ok_or_else(|| wrong("raw weights without quantisation".into()))?;
     let bits = usize::try_from(quantization.number_of_bits).ok().filter(|bits| (1..=8).contains(bits));
     let bits = bits.ok_or_else(|| wrong(format!("weights of {} bits", quantization.number_of_bits)))?;
     if count.checked_mul(bits).map(|n| n.div_ceil(8)) != Some(raw_value.len()) {
@@ -86,7 +96,8 @@ pub(super) fn floats_by_channel(
                     return Err(wrong(format!("{n} {what} for {channels} channels")));
                 }
             }
-            let value = |(i, code): (usize, u8)| f32::from(code) * pick(&linear.scale, i) + pick(&linear.bias, i);
+            let value =
+                |(i, code): (usize, u8)| f32::from(code) * pick(&linear.scale, i) + pick(&linear.bias, i);
             Ok(codes.enumerate().map(value).collect())
         }
         None => Err(wrong("a quantisation that is not known".into())),
