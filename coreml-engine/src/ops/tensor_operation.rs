@@ -1122,3 +1122,564 @@ fn overlap(a: &[f32; 4], b: &[f32; 4]) -> f32 {
     let common = area([a[0].max(b[0]), a[1].max(b[1]), a[2].min(b[2]), a[3].min(b[3])]);
     common / (area_a + area_b - common)
 }
+
+#[cfg(test)]
+mod tests {
+    use rten_tensor::prelude::*;
+
+    use crate::ir::{Constant, Opset};
+    use crate::ops::testing::{Case, assert_close};
+    use crate::types::DType;
+    use crate::value::Value;
+
+    fn ramp(count: usize) -> Vec<f32> {
+        (0..count).map(|x| x as f32).collect()
+    }
+
+    fn floats(value: &Value) -> (&[usize], Vec<f32>) {
+        match value {
+            Value::F32(t) => (value.shape(), t.iter().copied().collect()),
+            Value::I32(_) => panic!("integers"),
+        }
+    }
+
+    fn ints(value: &Value) -> (&[usize], Vec<i32>) {
+        match value {
+            Value::I32(t) => (value.shape(), t.iter().copied().collect()),
+            Value::F32(_) => panic!("floats"),
+        }
+    }
+
+    #[test]
+    fn fill_makes_the_type_that_the_program_declares() {
+        let case = |shape: &[i32]| Case::new("fill").ints("shape", shape);
+        assert_eq!(case(&[2, 2]).float("value", 1.5).f32(), (vec![2, 2], vec![1.5; 4]));
+        assert_eq!(case(&[3]).int("value", -7).i32(), (vec![3], vec![-7; 3]));
+        assert_eq!(case(&[2]).f32(), (vec![2], vec![0.0; 2]));
+        assert_eq!(case(&[2]).i32(), (vec![2], vec![0; 2]));
+        assert_eq!(case(&[0, 4]).f32(), (vec![0, 4], vec![]));
+        assert!(case(&[-1]).error().contains("a size of -1"));
+        assert!(case(&[i32::MAX; 3]).error().contains("over its limit"));
+        assert!(case(&[0, i32::MAX, i32::MAX, i32::MAX]).error().contains("over its limit"));
+        let computed = Case::new("fill").input_i32("shape", &[2], &[1, 2]).float("value", 2.0);
+        assert_eq!(computed.f32(), (vec![1, 2], vec![2.0; 2]));
+        let float_for_int = case(&[1]).float("value", 1.5).run(&[DType::I32]);
+        assert!(float_for_int.unwrap_err().contains("expected integers"));
+    }
+
+    #[test]
+    fn fill_like_takes_the_shape_only() {
+        let case = || Case::new("fill_like").input("ref_tensor", &[2, 3], &[f32::NAN; 6]);
+        assert_eq!(case().int("value", 4).i32(), (vec![2, 3], vec![4; 6]));
+        assert_eq!(case().f32(), (vec![2, 3], vec![0.0; 6]));
+    }
+
+    #[test]
+    fn shape_and_identity_and_flatten() {
+        assert_eq!(Case::new("shape").input("x", &[2, 0, 3], &[]).i32(), (vec![3], vec![2, 0, 3]));
+        assert_eq!(Case::new("shape").input("x", &[], &[1.0]).i32(), (vec![0], vec![]));
+        assert_eq!(Case::new("identity").input_i32("x", &[2], &[1, 2]).i32(), (vec![2], vec![1, 2]));
+        let flat = |shape: &[usize], axis: i32| {
+            let x = ramp(shape.iter().product());
+            Case::new("flatten2d").input("x", shape, &x).int("axis", axis)
+        };
+        for (shape, axis, expected) in [
+            (&[3][..], -1, [1, 3]),
+            (&[3], 1, [3, 1]),
+            (&[4, 3], -1, [4, 3]),
+            (&[2, 3, 2], -1, [6, 2]),
+            (&[5, 5, 2], 1, [5, 10]),
+            (&[5, 5, 2], 0, [1, 50]),
+        ] {
+            let elements = shape.iter().product();
+            assert_eq!(flat(shape, axis).f32(), (expected.to_vec(), ramp(elements)), "{shape:?} {axis}");
+        }
+        assert!(flat(&[3], 2).error().contains("axis 2"));
+        assert!(flat(&[3], -2).error().contains("axis -2"));
+        assert_eq!(Case::new("flatten2d").input("x", &[2, 3, 4], &ramp(24)).f32().0, [2, 12]);
+    }
+
+    #[test]
+    fn band_part_keeps_a_band_of_each_matrix() {
+        let ones: Vec<f32> = (1..=12).map(|x| x as f32).collect();
+        let case = |lower, upper| {
+            Case::new("band_part").input("x", &[1, 3, 4], &ones).int("lower", lower).int("upper", upper)
+        };
+        assert_eq!(case(0, -1).f32().1, [1., 2., 3., 4., 0., 6., 7., 8., 0., 0., 11., 12.]);
+        assert_eq!(case(-1, 0).f32().1, [1., 0., 0., 0., 5., 6., 0., 0., 9., 10., 11., 0.]);
+        assert_eq!(case(0, 0).f32().1, [1., 0., 0., 0., 0., 6., 0., 0., 0., 0., 11., 0.]);
+        assert_eq!(case(1, 1).f32().1, [1., 2., 0., 0., 5., 6., 7., 0., 0., 10., 11., 12.]);
+        assert_eq!(case(i32::MAX, i32::MAX).f32().1, ones);
+        let two = Case::new("band_part").input_i32("x", &[2, 2, 1], &[1, 2, 3, 4]).int("lower", 0);
+        assert_eq!(two.i32().1, [1, 0, 3, 0], "each matrix starts at its own first row");
+        let nan = Case::new("band_part").input("x", &[2, 1], &[1.0, f32::NAN]).int("lower", 0);
+        assert_eq!(nan.f32().1, [1.0, 0.0]);
+        assert!(Case::new("band_part").input("x", &[2], &[1., 2.]).error().contains("a band of shape [2]"));
+    }
+
+    #[test]
+    fn cumsum_runs_along_an_axis_in_both_directions() {
+        let case =
+            |axis| Case::new("cumsum").input("x", &[2, 3], &[3., 1., 2., 0., 5., 4.]).int("axis", axis);
+        assert_eq!(case(0).f32().1, [3., 1., 2., 3., 6., 6.]);
+        assert_eq!(case(-1).f32().1, [3., 4., 6., 0., 5., 9.]);
+        assert_eq!(case(1).bool("exclusive", true).f32().1, [0., 3., 4., 0., 0., 5.]);
+        assert_eq!(case(1).bool("reverse", true).f32().1, [6., 3., 2., 9., 9., 4.]);
+        let both = case(1).bool("reverse", true).bool("exclusive", true);
+        assert_eq!(both.f32().1, [3., 2., 0., 9., 4., 0.]);
+        assert_eq!(case(0).bool("exclusive", true).f32().1, [0., 0., 0., 3., 1., 2.]);
+        assert!(case(2).error().contains("axis 2"));
+        let wraps = Case::new("cumsum").input_i32("x", &[2], &[i32::MAX, 1]);
+        assert_eq!(wraps.i32().1, [i32::MAX, i32::MIN]);
+        assert_eq!(Case::new("cumsum").input("x", &[0, 3], &[]).f32(), (vec![0, 3], vec![]));
+    }
+
+    #[test]
+    fn concat_joins_or_interleaves() {
+        let a = (&[3, 2][..], &[1., 2., 3., 4., 5., 6.][..]);
+        let b = (&[3, 2][..], &[7., 8., 9., 10., 11., 12.][..]);
+        let case = |axis| Case::new("concat").inputs("values", &[a, b]).int("axis", axis);
+        assert_eq!(case(0).f32(), (vec![6, 2], vec![1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12.]));
+        assert_eq!(case(-1).f32(), (vec![3, 4], vec![1., 2., 7., 8., 3., 4., 9., 10., 5., 6., 11., 12.]));
+        assert_eq!(
+            case(0).bool("interleave", true).f32(),
+            (vec![6, 2], vec![1., 2., 7., 8., 3., 4., 9., 10., 5., 6., 11., 12.])
+        );
+        assert_eq!(
+            case(1).bool("interleave", true).f32(),
+            (vec![3, 4], vec![1., 7., 2., 8., 3., 9., 4., 10., 5., 11., 6., 12.])
+        );
+        assert!(case(2).error().contains("axis 2"));
+    }
+
+    #[test]
+    fn concat_takes_sizes_that_differ_along_its_axis_only() {
+        let case = |b: &[usize]| {
+            let b_data = vec![9; b.iter().product()];
+            Case::new("concat").inputs_i32("values", &[(&[2, 1], &[1, 2]), (b, &b_data)]).int("axis", 1)
+        };
+        assert_eq!(case(&[2, 9]).i32().1, [[1].as_slice(), &[9; 9], &[2], &[9; 9]].concat());
+        assert_eq!(case(&[2, 0]).i32(), (vec![2, 1], vec![1, 2]));
+        assert!(case(&[3, 1]).error().contains("cannot join"));
+        assert!(case(&[2]).error().contains("cannot join"));
+        assert!(case(&[2, 2]).bool("interleave", true).error().contains("cannot join"));
+        let scalars = Case::new("concat").inputs("values", &[(&[], &[1.]), (&[], &[2.])]).int("axis", 0);
+        assert_eq!(scalars.f32(), (vec![2], vec![1., 2.]));
+        assert!(Case::new("concat").inputs("values", &[]).int("axis", 0).error().contains("at least one"));
+        let long: Vec<f32> = ramp(40);
+        let blocks = Case::new("concat")
+            .inputs("values", &[(&[2, 20], &long), (&[2, 10], &long[..20])])
+            .int("axis", 1);
+        let expected = [&long[..20], &long[..10], &long[20..], &long[10..20]].concat();
+        assert_eq!(blocks.f32(), (vec![2, 30], expected));
+    }
+
+    #[test]
+    fn stack_adds_a_dimension() {
+        let case = |axis| {
+            Case::new("stack")
+                .inputs("values", &[(&[2, 2], &[1., 2., 3., 4.]), (&[2, 2], &[5., 6., 7., 8.])])
+                .int("axis", axis)
+        };
+        assert_eq!(case(0).f32(), (vec![2, 2, 2], vec![1., 2., 3., 4., 5., 6., 7., 8.]));
+        assert_eq!(case(1).f32().1, [1., 2., 5., 6., 3., 4., 7., 8.]);
+        assert_eq!(case(-1).f32().1, [1., 5., 2., 6., 3., 7., 4., 8.]);
+        assert!(case(3).error().contains("axis 3"));
+        let scalars = Case::new("stack").inputs_i32("values", &[(&[], &[1]), (&[], &[2])]).int("axis", 0);
+        assert_eq!(scalars.i32(), (vec![2], vec![1, 2]));
+        let differ = Case::new("stack").inputs("values", &[(&[1], &[1.]), (&[2], &[1., 2.])]).int("axis", 0);
+        assert!(differ.error().contains("cannot stack"));
+    }
+
+    #[test]
+    fn split_cuts_evenly_or_as_told() {
+        let x = || Case::new("split").input("x", &[2, 6], &ramp(12)).int("axis", -1);
+        let even = x().int("num_splits", 2).run(&[DType::F32; 2]).unwrap();
+        assert_eq!(floats(&even[0]), (&[2, 3][..], vec![0., 1., 2., 6., 7., 8.]));
+        assert_eq!(floats(&even[1]), (&[2, 3][..], vec![3., 4., 5., 9., 10., 11.]));
+        let told = x().ints("split_sizes", &[1, 0, 5]).run(&[DType::F32; 3]).unwrap();
+        assert_eq!(floats(&told[0]), (&[2, 1][..], vec![0., 6.]));
+        assert_eq!(floats(&told[1]), (&[2, 0][..], vec![]));
+        assert_eq!(floats(&told[2]), (&[2, 5][..], vec![1., 2., 3., 4., 5., 7., 8., 9., 10., 11.]));
+        let both = x().int("num_splits", 1).ints("split_sizes", &[6]).run(&[DType::F32]).unwrap();
+        assert_eq!(floats(&both[0]), (&[2, 6][..], ramp(12)));
+        assert!(x().int("num_splits", 4).run(&[DType::F32; 4]).unwrap_err().contains("into 4 pieces"));
+        assert!(
+            x().ints("split_sizes", &[1, 2]).run(&[DType::F32; 2]).unwrap_err().contains("pieces [1, 2]")
+        );
+        assert!(x().ints("split_sizes", &[7, -1]).run(&[DType::F32; 2]).unwrap_err().contains("size of -1"));
+        assert!(x().int("num_splits", 2).run(&[DType::F32; 3]).unwrap_err().contains("2 splits, 3 outputs"));
+        assert!(x().run(&[DType::F32]).unwrap_err().contains("neither"));
+    }
+
+    #[test]
+    fn tile_repeats_the_whole() {
+        let case = |reps: &[i32]| Case::new("tile").input("x", &[2, 3], &ramp(6)).ints("reps", reps);
+        let twice = [0., 1., 2., 0., 1., 2., 3., 4., 5., 3., 4., 5.];
+        assert_eq!(case(&[2, 2]).f32(), (vec![4, 6], [twice, twice].concat()));
+        assert_eq!(case(&[1, 1]).f32(), (vec![2, 3], ramp(6)));
+        assert!(case(&[2]).error().contains("rank 2"));
+        assert!(case(&[0, 1]).error().contains("reps"));
+        assert!(case(&[i32::MAX, i32::MAX]).error().contains("over its limit"));
+        let computed = Case::new("tile").input_i32("x", &[1], &[7]).input_i32("reps", &[1], &[3]);
+        assert_eq!(computed.i32(), (vec![3], vec![7; 3]));
+    }
+
+    #[test]
+    fn pad_in_every_mode_is_that_of_numpy() {
+        let case = |mode, amounts: &[i32]| {
+            Case::new("pad").input("x", &[2, 3], &ramp(6)).string("mode", mode).ints("pad", amounts)
+        };
+        let (shape, found) = case("reflect", &[1, 1, 2, 2]).f32();
+        assert_eq!(shape, [4, 7]);
+        #[rustfmt::skip]
+        assert_eq!(found, [
+            5., 4., 3., 4., 5., 4., 3.,
+            2., 1., 0., 1., 2., 1., 0.,
+            5., 4., 3., 4., 5., 4., 3.,
+            2., 1., 0., 1., 2., 1., 0.,
+        ]);
+        let edge = case("replicate", &[0, 1, 1, 0]).f32();
+        assert_eq!(edge, (vec![3, 4], vec![0., 0., 1., 2., 3., 3., 4., 5., 3., 3., 4., 5.]));
+        let last = case("constant", &[1, 0]).float("constant_val", 9.).f32();
+        assert_eq!(last, (vec![2, 4], vec![9., 0., 1., 2., 9., 3., 4., 5.]));
+        let zero = Case::new("pad").input("x", &[1], &[5.]).ints("pad", &[1, 2]).f32();
+        assert_eq!(zero, (vec![4], vec![0., 5., 0., 0.]));
+    }
+
+    #[test]
+    fn pad_moves_whole_rows_where_inner_dimensions_stay() {
+        let case = |mode, amounts: &[i32]| {
+            Case::new("pad").input("x", &[2, 2, 2], &ramp(8)).string("mode", mode).ints("pad", amounts)
+        };
+        let constant = case("constant", &[1, 0, 0, 1, 0, 0]).float("constant_val", 9.).f32();
+        assert_eq!(
+            constant,
+            (vec![3, 3, 2], vec![9., 9., 9., 9., 9., 9., 0., 1., 2., 3., 9., 9., 4., 5., 6., 7., 9., 9.])
+        );
+        let reflected = case("reflect", &[0, 1, 1, 0, 0, 0]).f32();
+        assert_eq!(
+            reflected,
+            (vec![3, 3, 2], vec![2., 3., 0., 1., 2., 3., 6., 7., 4., 5., 6., 7., 2., 3., 0., 1., 2., 3.])
+        );
+    }
+
+    #[test]
+    fn pad_refuses_what_has_no_meaning() {
+        let case = |mode, shape: &[usize], amounts: &[i32]| {
+            let x = ramp(shape.iter().product());
+            Case::new("pad").input("x", shape, &x).string("mode", mode).ints("pad", amounts)
+        };
+        assert!(case("reflect", &[3], &[3, 0]).error().contains("padding [3, 0]"));
+        assert!(case("reflect", &[0], &[1, 0]).error().contains("padding [1, 0]"));
+        assert!(case("replicate", &[0], &[1, 0]).error().contains("padding [1, 0]"));
+        assert!(case("constant", &[3], &[-1, 0]).error().contains("`pad`"));
+        assert!(case("constant", &[3], &[1]).error().contains("`pad`"));
+        assert!(case("constant", &[3], &[0; 4]).error().contains("`pad`"));
+        assert!(case("wrap", &[3], &[0, 0]).error().contains("unknown mode"));
+        assert!(case("constant", &[1, 1], &[i32::MAX; 4]).error().contains("over its limit"));
+        assert!(case("replicate", &[0, 1], &[0, 0, i32::MAX, i32::MAX]).f32().1.is_empty());
+        assert_eq!(case("constant", &[0], &[1, 1]).f32(), (vec![2], vec![0., 0.]));
+        let computed = Case::new("pad")
+            .input_i32("x", &[1], &[5])
+            .input_i32("pad", &[2], &[1, 0])
+            .int("constant_val", 7);
+        assert_eq!(computed.i32(), (vec![2], vec![7, 5]));
+        let negative = Case::new("pad").input("x", &[1], &[5.]).input_i32("pad", &[2], &[-1, 0]);
+        assert!(negative.error().contains("a size of -1"));
+    }
+
+    #[test]
+    fn range_1d_is_arange() {
+        let floats = |start, end, step| {
+            Case::new("range_1d").float("start", start).input("end", &[], &[end]).float("step", step)
+        };
+        let (shape, found) = floats(0.0, 1.0, 0.1).f32();
+        assert_eq!(shape, [10]);
+        assert_close(&found, &[0., 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], 1e-6);
+        assert_eq!(floats(1.0, 0.0, 1.0).f32(), (vec![0], vec![]));
+        for (start, end, step) in
+            [(0., 1., 0.), (f32::NAN, 1., 1.), (0., f32::INFINITY, 1.), (0., 1., f32::NAN)]
+        {
+            assert!(floats(start, end, step).error().contains("a range from"), "{start} {end} {step}");
+        }
+        assert!(floats(0.0, 1e30, 1.0).error().contains("over its limit"));
+        let ints = |start, end, step| {
+            Case::new("range_1d").int("start", start).input_i32("end", &[1], &[end]).int("step", step)
+        };
+        assert_eq!(ints(5, -4, -3).i32(), (vec![3], vec![5, 2, -1]));
+        assert_eq!(ints(0, 7, 3).i32(), (vec![3], vec![0, 3, 6]));
+        assert_eq!(ints(0, -1, 1).i32(), (vec![0], vec![]));
+        assert_eq!(ints(i32::MIN, i32::MAX, i32::MAX).i32().1, [i32::MIN, -1, i32::MAX - 1]);
+        assert!(ints(0, 1, 0).error().contains("by 0"));
+        assert!(ints(i32::MIN, i32::MAX, 1).error().contains("over its limit"));
+        let mixed = Case::new("range_1d").float("start", 0.).int("end", 1).int("step", 1);
+        assert!(mixed.error().contains("a range from"));
+    }
+
+    #[test]
+    fn non_zero_lists_indices_in_row_major_order() {
+        let case = Case::new("non_zero").input("x", &[2, 3], &[0., 2., 0., f32::NAN, -0., -1.]);
+        assert_eq!(case.i32(), (vec![3, 2], vec![0, 1, 1, 0, 1, 2]));
+        assert_eq!(Case::new("non_zero").input_i32("x", &[3], &[0; 3]).i32(), (vec![0, 1], vec![]));
+        assert_eq!(Case::new("non_zero").input_i32("x", &[0, 2], &[]).i32(), (vec![0, 2], vec![]));
+    }
+
+    #[test]
+    fn one_hot_sets_the_named_places() {
+        let case = || Case::new("one_hot").input_i32("indices", &[2], &[1, 0]).int("one_hot_vector_size", 4);
+        assert_eq!(case().i32(), (vec![2, 4], vec![0, 1, 0, 0, 1, 0, 0, 0]));
+        assert_eq!(case().int("axis", 0).i32(), (vec![4, 2], vec![0, 1, 1, 0, 0, 0, 0, 0]));
+        assert_eq!(
+            case().float("on_value", 1.0).float("off_value", 0.1).f32().1,
+            [0.1, 1.0, 0.1, 0.1, 1.0, 0.1, 0.1, 0.1]
+        );
+        let computed = Case::new("one_hot")
+            .input_i32("indices", &[4], &[1, -1, 2, i32::MIN])
+            .input_i32("one_hot_vector_size", &[], &[2])
+            .int("on_value", 1)
+            .int("off_value", 9);
+        assert_eq!(computed.i32(), (vec![4, 2], vec![9, 1, 9, 9, 9, 9, 9, 9]));
+        assert!(case().int("axis", 2).error().contains("axis 2"));
+        let negative = Case::new("one_hot").input_i32("indices", &[1], &[0]).int("one_hot_vector_size", -1);
+        assert!(negative.error().contains("a size of -1"));
+        let huge =
+            Case::new("one_hot").input_i32("indices", &[9], &[0; 9]).int("one_hot_vector_size", i32::MAX);
+        assert!(huge.error().contains("over its limit"));
+    }
+
+    #[test]
+    fn select_broadcasts_its_three_operands() {
+        // np.where([[1], [0]], arange(6).reshape(2, 3), [10, 20, 30])
+        let rows = Case::new("select")
+            .input_i32("cond", &[2, 1], &[1, 0])
+            .input("a", &[2, 3], &ramp(6))
+            .input("b", &[3], &[10., 20., 30.]);
+        assert_eq!(rows.f32(), (vec![2, 3], vec![0., 1., 2., 10., 20., 30.]));
+        let scalar = Case::new("select")
+            .input_i32("cond", &[3], &[1, 0, 1])
+            .input_i32("a", &[2, 3], &[0, 1, 2, 3, 4, 5])
+            .int("b", -1);
+        assert_eq!(scalar.i32(), (vec![2, 3], vec![0, -1, 2, 3, -1, 5]));
+        let differ = Case::new("select").input_i32("cond", &[2], &[1, 0]).input("a", &[3], &ramp(3)).input(
+            "b",
+            &[3],
+            &ramp(3),
+        );
+        assert!(differ.error().contains("do not broadcast"));
+        let mixed = Case::new("select").input_i32("cond", &[1], &[1]).input("a", &[1], &[1.]).int("b", 1);
+        assert!(mixed.error().contains("a choice between"));
+        let half = Case::new("select").input_i32("cond", &[1], &[1]).input("a", &[1], &[1.]);
+        assert_eq!(half.error(), "parameter `b` is missing");
+        assert_eq!(Case::new("select").input_i32("cond", &[3], &[0, 1, 2]).i32(), (vec![2, 1], vec![1, 2]));
+    }
+
+    #[test]
+    fn select_agrees_with_its_definition_for_every_way_to_broadcast() {
+        let shapes: [&[usize]; 5] = [&[2, 3, 4], &[3, 1], &[1, 1, 4], &[2, 1, 1], &[]];
+        let at = |shape: &[usize], index: [usize; 3]| {
+            shape.iter().rev().zip(index.iter().rev()).fold((0, 1), |(place, step), (&size, &i)| {
+                (place + if size == 1 { 0 } else { i * step }, step * size)
+            })
+        };
+        for c in shapes {
+            for a in shapes {
+                for b in shapes {
+                    let count = |shape: &[usize]| shape.iter().product::<usize>();
+                    let cond: Vec<i32> = (0..count(c)).map(|i| i32::from(i % 3 != 1)).collect();
+                    let x: Vec<f32> = ramp(count(a));
+                    let y: Vec<f32> = ramp(count(b)).iter().map(|y| -1.0 - y).collect();
+                    let dims = [c, a, b];
+                    let size = |dim: usize| {
+                        let of = |s: &[usize]| (s.len() + dim).checked_sub(3).map_or(1, |i| s[i]);
+                        dims.iter().map(|s| of(s)).max().unwrap()
+                    };
+                    let mut expected = Vec::new();
+                    for i in 0..size(0) {
+                        for j in 0..size(1) {
+                            for k in 0..size(2) {
+                                let index = [i, j, k];
+                                let chosen = if cond[at(c, index).0] != 0 {
+                                    x[at(a, index).0]
+                                } else {
+                                    y[at(b, index).0]
+                                };
+                                expected.push(chosen);
+                            }
+                        }
+                    }
+                    let case =
+                        Case::new("select").input_i32("cond", c, &cond).input("a", a, &x).input("b", b, &y);
+                    assert_eq!(case.f32().1, expected, "{c:?} {a:?} {b:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn argsort_puts_the_largest_first_unless_told() {
+        let case = || Case::new("argsort").input("x", &[2, 3], &[3., 1., 2., 5., f32::NAN, 5.]);
+        assert_eq!(case().i32(), (vec![2, 3], vec![0, 2, 1, 0, 2, 1]));
+        assert_eq!(case().bool("ascending", true).i32().1, [1, 2, 0, 0, 2, 1]);
+        assert_eq!(case().int("axis", 0).i32().1, [1, 0, 1, 0, 1, 0]);
+        let extremes = Case::new("argsort").input_i32("x", &[3], &[i32::MIN, i32::MAX, 0]);
+        assert_eq!(extremes.i32().1, [1, 2, 0]);
+        assert_eq!(Case::new("argsort").input("x", &[0], &[]).i32(), (vec![0], vec![]));
+        assert!(case().int("axis", 2).error().contains("axis 2"));
+    }
+
+    #[test]
+    fn topk_returns_values_and_indices_in_order() {
+        let x = |opset| {
+            Case::in_opset("topk", opset).input("x", &[2, 4], &[1., 4., 4., 2., f32::NAN, -1., 0., 7.])
+        };
+        let both = [DType::F32, DType::I32];
+        let found = x(Opset::Ios15).int("k", 3).run(&both).unwrap();
+        assert_eq!(floats(&found[0]), (&[2, 3][..], vec![4., 4., 2., 7., 0., -1.]));
+        assert_eq!(ints(&found[1]), (&[2, 3][..], vec![1, 2, 3, 3, 2, 1]));
+        let found = x(Opset::Ios15).int("k", 1).bool("ascending", true).int("axis", 0).run(&both).unwrap();
+        assert_eq!(floats(&found[0]), (&[1, 4][..], vec![1., -1., 0., 2.]));
+        assert_eq!(ints(&found[1]), (&[1, 4][..], vec![0, 1, 1, 0]));
+        let alone =
+            x(Opset::Ios16).bool("return_indices", false).bool("sort", false).run(&[DType::F32]).unwrap();
+        assert_eq!(floats(&alone[0]), (&[2, 1][..], vec![4., 7.]));
+        let all = x(Opset::Ios17).int("k", -1).string("output_indices_dtype", "uint16");
+        let found = all.run(&[DType::F32, DType::U16]).unwrap();
+        assert_eq!(ints(&found[1]), (&[2, 4][..], vec![1, 2, 3, 0, 3, 2, 1, 0]));
+    }
+
+    #[test]
+    fn topk_refuses_what_an_opset_does_not_have_and_what_does_not_fit() {
+        let x = |opset| Case::in_opset("topk", opset).input("x", &[4], &ramp(4));
+        let both = [DType::F32, DType::I32];
+        let refused = |case: Case, why: &str| {
+            let error = case.run(&both).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        };
+        refused(x(Opset::Ios17).int("k", 5), "the first 5 of a dimension of 4");
+        refused(x(Opset::Ios16).int("k", -1), "`k`");
+        refused(x(Opset::Ios17).int("k", -2), "`k`");
+        refused(x(Opset::Ios15).bool("sort", true), "unknown parameter");
+        refused(x(Opset::Ios16).string("output_indices_dtype", "int32"), "unknown parameter");
+        refused(x(Opset::Ios17).string("output_indices_dtype", "int8"), "unknown type `int8`");
+        refused(x(Opset::Ios17).bool("return_indices", false), "2 outputs");
+        let wide =
+            Case::new("topk").input("x", &[65_537], &ramp(65_537)).string("output_indices_dtype", "uint16");
+        assert!(wide.run(&both).unwrap_err().contains("do not fit 16 bits"));
+    }
+
+    const BOXES: [f32; 24] = [
+        10., 10., 4., 4., 11., 10., 4., 4., 10., 11., 4., 6., 30., 30., 2., 2., 30.5, 30., 2., 2., 11., 11.,
+        4., 4.,
+    ];
+    const SCORES: [f32; 12] = [0.9, 0.1, 0.3, 0.8, 0.7, 0.2, 0.1, 0.05, 0.2, 0.6, 0.4, 0.75];
+
+    fn rows(indices: &[i32], from: &[f32], width: usize) -> Vec<f32> {
+        let row = |&i: &i32| match usize::try_from(i) {
+            Ok(i) => from[i * width..][..width].to_vec(),
+            Err(_) => vec![0.0; width],
+        };
+        indices.iter().flat_map(row).collect()
+    }
+
+    #[test]
+    fn non_maximum_suppression_agrees_with_the_reference_of_coremltools() {
+        // Expected from the NumPy form of `_ref_non_maximum_suppression` of coremltools' own test.
+        for (per_class, threshold, max_boxes, expected) in [
+            (false, 0.3, 6, &[0, 4, -1, -1, -1, -1][..]),
+            (false, 0.5, 6, &[0, 5, 4, -1, -1, -1]),
+            (false, 0.5, 2, &[0, 5]),
+            (true, 0.3, 6, &[0, 1, 4, -1, -1, -1]),
+            (true, 0.3, 2, &[0, 1]),
+        ] {
+            let case = Case::in_opset("non_maximum_suppression", Opset::Ios15)
+                .input("boxes", &[1, 6, 4], &BOXES)
+                .input("scores", &[1, 6, 2], &SCORES)
+                .float("iou_threshold", threshold)
+                .float("score_threshold", 0.15)
+                .int("max_boxes", max_boxes)
+                .bool("per_class_suppression", per_class);
+            let found = case.run(&[DType::F32, DType::F32, DType::I32, DType::I32]).unwrap();
+            let n = expected.len();
+            assert_eq!(ints(&found[2]), (&[1, n][..], expected.to_vec()));
+            assert_eq!(floats(&found[0]), (&[1, n, 4][..], rows(expected, &BOXES, 4)));
+            assert_eq!(floats(&found[1]), (&[1, n, 2][..], rows(expected, &SCORES, 2)));
+            let count = expected.iter().filter(|&&i| i >= 0).count();
+            assert_eq!(ints(&found[3]), (&[1][..], vec![count as i32]));
+        }
+    }
+
+    #[test]
+    fn where_no_box_survives_the_best_is_returned() {
+        let case = Case::in_opset("non_maximum_suppression", Opset::Ios15)
+            .input("boxes", &[1, 6, 4], &BOXES)
+            .input("scores", &[1, 6, 2], &SCORES)
+            .float("iou_threshold", 0.3)
+            .float("score_threshold", 5.0)
+            .int("max_boxes", 3);
+        let found = case.run(&[DType::F32, DType::F32, DType::I32, DType::I32]).unwrap();
+        assert_eq!(ints(&found[2]).1, [0, -1, -1]);
+        assert_eq!(ints(&found[3]).1, [1]);
+    }
+
+    #[test]
+    fn since_ios_17_boxes_are_columns() {
+        let transposed = |data: &[f32], width: usize| -> Vec<f32> {
+            (0..width).flat_map(|j| (0..6).map(move |i| data[i * width + j])).collect()
+        };
+        let case = |boxes: &[usize]| {
+            Case::new("non_maximum_suppression")
+                .input("boxes", boxes, &transposed(&BOXES, 4))
+                .input("scores", &[1, 2, 6], &transposed(&SCORES, 2))
+                .float("iou_threshold", 0.5)
+                .int("max_boxes", 4)
+        };
+        let found = case(&[1, 4, 6]).run(&[DType::F32, DType::F32, DType::I32]).unwrap();
+        let expected = [0, 5, 4, 3];
+        assert_eq!(ints(&found[2]), (&[1, 4][..], vec![0, 5, 4, -1]), "3 overlaps 4 by 0.6");
+        let best: Vec<f32> = expected[..3].iter().map(|&i: &usize| BOXES[i * 4]).chain([0.0]).collect();
+        assert_eq!(floats(&found[0]).0, [1, 4, 4]);
+        assert_eq!(floats(&found[0]).1[..4], best);
+        assert_eq!(floats(&found[1]).0, [1, 2, 4]);
+        let three = [DType::F32, DType::F32, DType::I32];
+        assert!(case(&[1, 6, 4]).run(&three).unwrap_err().contains("boxes of shape"));
+        assert!(
+            case(&[1, 4, 6])
+                .float("score_threshold", 0.1)
+                .run(&three)
+                .unwrap_err()
+                .contains("unknown parameter")
+        );
+    }
+
+    #[test]
+    fn non_maximum_suppression_survives_boxes_that_are_none() {
+        let case = |boxes: &[f32], scores: &[f32], max_boxes| {
+            Case::in_opset("non_maximum_suppression", Opset::Ios15)
+                .input("boxes", &[1, boxes.len() / 4, 4], boxes)
+                .input("scores", &[1, boxes.len() / 4, 1], scores)
+                .float("iou_threshold", 0.3)
+                .float("score_threshold", 0.4)
+                .int("max_boxes", max_boxes)
+                .run(&[DType::F32, DType::F32, DType::I32, DType::I32])
+        };
+        // The smoke test of coremltools, with points instead of boxes.
+        let points: Vec<f32> = (0..4).flat_map(|i| [i as f32, i as f32, 0.0, 0.0]).collect();
+        let found = case(&points, &[-3.5, 9.4, 2.3, 0.7], 2).unwrap();
+        assert_eq!(ints(&found[2]).1, [1, 2]);
+        let found = case(&[f32::NAN; 8], &[f32::NAN, f32::INFINITY], 2).unwrap();
+        assert_eq!(ints(&found[2]).1, [1, -1]);
+        let found = case(&[], &[], 2).unwrap();
+        assert_eq!((ints(&found[2]).1, ints(&found[3]).1), (vec![-1, -1], vec![0]));
+        assert_eq!(floats(&case(&points, &[0.0; 4], 0).unwrap()[0]).0, [1, 0, 4]);
+        assert!(case(&points, &[0.0; 4], -1).unwrap_err().contains("max_boxes"));
+        assert!(case(&points, &[0.0; 4], i32::MAX).unwrap_err().contains("over its limit"));
+    }
+
+    #[test]
+    fn a_scalar_parameter_must_be_one_value() {
+        let two = Constant::f32(&[2], vec![1.0, 2.0]).unwrap();
+        let error = Case::new("fill").ints("shape", &[1]).constant("value", two).error();
+        assert!(error.contains("expected a scalar, found 2 values"), "{error}");
+    }
+}
