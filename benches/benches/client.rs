@@ -100,7 +100,13 @@ fn throughput(criterion: &mut Criterion) {
 }
 
 /// The same number of predictions, shared out among threads that do nothing else.
-fn direct(bridge: Bridge, path: &Path, threads: usize, count: u64, features: &(impl Fn() -> Features + Sync)) -> Duration {
+fn direct(
+    bridge: Bridge,
+    path: &Path,
+    threads: usize,
+    count: u64,
+    features: &(impl Fn() -> Features + Sync),
+) -> Duration {
     let ready = std::sync::Barrier::new(threads + 1);
     let config = Config { threads: std::num::NonZeroU32::new(1), ..Config::default() };
     std::thread::scope(|scope| {

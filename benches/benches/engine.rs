@@ -16,7 +16,8 @@ fn digits(criterion: &mut Criterion) {
         let model = Model::load(&path, &LoadOptions::default()).expect("a committed model loads");
         let mut session = model.session(NonZeroUsize::MIN);
         group.bench_function(format!("predict {file}"), |bencher| {
-            bencher.iter(|| session.predict(&[("image", Input::Array(array))], None, &[]).expect("it predicts"));
+            bencher
+                .iter(|| session.predict(&[("image", Input::Array(array))], None, &[]).expect("it predicts"));
         });
         group.bench_function(format!("load {file}"), |bencher| {
             bencher.iter(|| Model::load(&path, &LoadOptions::default()).expect("a committed model loads"));

@@ -90,7 +90,9 @@ fn time(arguments: &Arguments, name: &str) -> Result<serde_json::Value, Error> {
     let inputs = arguments.folder.join(format!("{name}.inputs"));
     let mut arrays = Vec::new();
     for feature in &model.description().inputs {
-        let FeatureKind::Tensor { tensor } = &feature.kind else { return Err("an input is not a tensor".into()) };
+        let FeatureKind::Tensor { tensor } = &feature.kind else {
+            return Err("an input is not a tensor".into());
+        };
         let (shape, elements) = read(&inputs.join(format!("{}.npy", feature.name)), tensor.dtype)?;
         arrays.push((feature.name.as_str(), shape, elements));
     }
@@ -124,7 +126,8 @@ fn dump(folder: &Path, outputs: &[(String, Output)]) -> Result<(), Error> {
         let Elements::Float32(data) = &array.elements else { continue };
         let shape: Vec<u64> = array.shape.iter().map(|&n| n as u64).collect();
         let file = std::fs::File::create(folder.join(format!("{name}.npy")))?;
-        let mut writer = npyz::WriteOptions::<f32>::new().default_dtype().shape(&shape).writer(file).begin_nd()?;
+        let mut writer =
+            npyz::WriteOptions::<f32>::new().default_dtype().shape(&shape).writer(file).begin_nd()?;
         writer.extend(data.iter().copied())?;
         writer.finish()?;
     }

@@ -199,6 +199,7 @@ impl Constant {
         Self::new(DType::F32, shape.to_vec(), ConstantData::F32(data))
     }
 
+    #[cfg(test)]
     pub(crate) fn i32(shape: &[usize], data: Vec<i32>) -> Result<Self, String> {
         Self::new(DType::I32, shape.to_vec(), ConstantData::I32(data))
     }
@@ -239,14 +240,6 @@ impl Constant {
     pub(crate) fn strings(&self) -> Option<&[String]> {
         match &self.data {
             ConstantData::Strings(v) => Some(v),
-            _ => None,
-        }
-    }
-
-    /// The bytes as stored, for ops that expand compressed weights.
-    pub(crate) fn raw(&self) -> Option<&SharedBytes> {
-        match &self.data {
-            ConstantData::Raw(bytes) => Some(bytes),
             _ => None,
         }
     }

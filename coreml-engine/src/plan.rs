@@ -261,6 +261,9 @@ impl Compiler<'_> {
         let def = ops::find(&op.kind, self.function.opset).ok_or_else(|| {
             self.op_error(op, OpError::Unknown { opset: self.function.opset.name().into() })
         })?;
+        if !op.blocks.is_empty() {
+            return Err(self.op_error(op, OpError::Invalid("it does not take blocks".into())));
+        }
         let mut builder = OpBuilder::new(&self.function, op, self.limits);
         let kernel = (def.build)(&mut builder)
             .and_then(|kernel| builder.finish().map(|reads| (kernel, reads)))
@@ -307,7 +310,11 @@ impl Compiler<'_> {
         };
         let outputs = kernel(&mut run).map_err(OpError::Fold)?;
         if outputs.len() != op.outputs.len() {
-            return Err(OpError::Invalid(format!("{} outputs where {} are declared", outputs.len(), op.outputs.len())));
+            return Err(OpError::Invalid(format!(
+                "{} outputs where {} are declared",
+                outputs.len(),
+                op.outputs.len()
+            )));
         }
         for (id, value) in op.outputs.iter().zip(outputs) {
             let ty = self.function.value(*id).ty.tensor().clone();

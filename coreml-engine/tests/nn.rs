@@ -1,5 +1,6 @@
 //! Neural networks give what NumPy computes from the formulas of `NeuralNetwork.proto`. `fixtures/make_nn.py` makes the
 //! models and the expected outputs.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use common::{array, report};
 use coreml_engine::description::ArrayDtype;
-use coreml_engine::{Array, Elements, ImageRef, Input, Key, LoadOptions, Model, Output, PixelFormat};
+use coreml_engine::{Array, Elements, ImageRef, Input, Key, Limits, LoadOptions, Model, Output, PixelFormat};
 use serde_json::Value;
 
 fn folder() -> PathBuf {
@@ -269,3 +270,52 @@ fn a_layer_that_cannot_be_is_refused_at_load() {
     });
     assert!(error.contains("permutes no"), "{error}");
 }
+
+/// Every fixture with bytes changed, at places and to values of a fixed sequence. What comes out may be a refusal or an
+/// answer; a panic or a hang is a bug.
+#[test]
+fn a_damaged_network_is_refused_or_runs_but_never_panics() {
+    let mut limits = Limits::default();
+    limits.tensor_elements = 1 << 16;
+    limits.total_elements = 1 << 18;
+    let options = LoadOptions::default().limits(limits);
+    let files = std::collections::HashMap::new();
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    let (mut refused, mut ran) = (0, 0);
+    for (name, case) in &cases() {
+        let bytes = std::fs::read(folder().join(format!("{name}.mlmodel"))).unwrap();
+        let inputs = case["inputs"].as_object().unwrap();
+        let given: Vec<_> = inputs.iter().map(|(k, v)| (k.as_str(), Given::of(v))).collect();
+        let inputs: Vec<_> = given.iter().map(|(name, given)| (*name, given.input())).collect();
+        for _ in 0..ROUNDS {
+            let mut bytes = bytes.clone();
+            for _ in 0..=random(2) {
+                let at = random(bytes.len());
+                bytes[at] = match random(5) {
+                    0 => 0,
+                    1 => 0x7F,
+                    2 => 0xFF,
+                    3 => bytes[at] ^ (1 << random(8)),
+                    _ => u8::try_from(random(256)).unwrap(),
+                };
+            }
+            let model = Model::from_memory(name, &bytes, &files, &options);
+            let answer = model.is_ok_and(|model| {
+                let mut session = model.session(NonZeroUsize::MIN);
+                session.predict(&inputs, None, &[]).is_ok()
+            });
+            *(if answer { &mut ran } else { &mut refused }) += 1;
+        }
+    }
+    // Both must happen, or the changes are of the wrong kind.
+    assert!(refused > 1000 && ran > 1000 && false, "{refused} refused, {ran} ran");
+}
+
+/// Changed copies of each fixture.
+const ROUNDS: usize = 2000;

@@ -55,7 +55,8 @@ const EXPECTED_FAILURES: &[(&str, &str, &str)] = &[];
 /// The engine's answer to a case is the recorded one, within 1e-4 (absolute and relative); integers exactly.
 fn check(case: &Case) -> Result<(), String> {
     let spec = BASE64_STANDARD.decode(&case.spec).unwrap();
-    let model = Model::from_memory("case", &spec, &HashMap::new(), &LoadOptions::default()).map_err(|e| report(&e))?;
+    let model = Model::from_memory("case", &spec, &HashMap::new(), &LoadOptions::default())
+        .map_err(|e| report(&e))?;
     let elements: Vec<Elements> = case.inputs.iter().map(Recorded::elements).collect();
     let inputs: Vec<_> = case
         .inputs
@@ -77,9 +78,11 @@ fn check(case: &Case) -> Result<(), String> {
             return Err(format!("shape {shape:?} where {:?} is right", expected.shape));
         }
         let same = match (elements, expected.elements()) {
-            (Elements::Float32(found), Elements::Float32(right)) => found.iter().zip(&right).all(|(&f, &r)| {
-                f == r || (f.is_nan() && r.is_nan()) || (f - r).abs() <= 1e-4 * (1.0 + r.abs())
-            }),
+            (Elements::Float32(found), Elements::Float32(right)) => {
+                found.iter().zip(&right).all(|(&f, &r)| {
+                    f == r || (f.is_nan() && r.is_nan()) || (f - r).abs() <= 1e-4 * (1.0 + r.abs())
+                })
+            }
             (Elements::Int32(found), Elements::Int32(right)) => *found == right,
             (found, right) => return Err(format!("{:?} where {:?} is right", found.dtype(), right.dtype())),
         };
@@ -108,13 +111,14 @@ fn every_op_gives_the_recorded_answers() {
         for case in &file.cases {
             let parameters = case.parameters.to_string();
             let result = check(case);
-            let excused = EXPECTED_FAILURES
-                .iter()
-                .any(|(op, text, _)| *op == file.op && parameters.contains(text));
+            let excused =
+                EXPECTED_FAILURES.iter().any(|(op, text, _)| *op == file.op && parameters.contains(text));
             match (result, excused) {
                 (Ok(()), false) => *passed.entry(file.op.clone()).or_default() += 1,
                 (Err(_), true) => {}
-                (Ok(()), true) => failures.push(format!("{} {parameters}: passes, but is expected to fail", file.op)),
+                (Ok(()), true) => {
+                    failures.push(format!("{} {parameters}: passes, but is expected to fail", file.op))
+                }
                 (Err(error), false) => {
                     let error: String = error.chars().take(400).collect();
                     failures.push(format!("{} ({}) {parameters}: {error}", file.op, case.opset));

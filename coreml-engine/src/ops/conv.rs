@@ -297,7 +297,8 @@ impl Convolution {
             Ok(Places { axes, planes })
         })?;
         let axes = &places.axes;
-        let mut out: Tensor<f32> = run.zeros(&parameters.output_shape(batch, axes.map(|axis| axis.output)))?;
+        let mut out: Tensor<f32> =
+            run.zeros(&parameters.output_shape(batch, axes.map(|axis| axis.output)))?;
         let image: usize = axes.iter().map(|axis| axis.input).product();
         let windows: usize = axes.iter().map(|axis| axis.output).product();
         let dense = x.to_contiguous_in(run.pool());
@@ -523,7 +524,8 @@ impl Convolution {
         let Weight::Product(groups) = weight else {
             return Err(KernelError::value("a transposed convolution with a depthwise weight"));
         };
-        let (channels, rows) = (parameters.inputs / parameters.groups, parameters.outputs / parameters.groups);
+        let (channels, rows) =
+            (parameters.inputs / parameters.groups, parameters.outputs / parameters.groups);
         let windows = element_count(&input).unwrap_or(0);
         let plane: usize = axes.iter().map(|axis| axis.input).product();
         let Some(data) = out.data_mut().filter(|data| !data.is_empty()) else { return Ok(out) };

@@ -1,5 +1,622 @@
-//! `image_resizing` ops.
+//! `image_resizing` ops: sampling the last two dimensions anew.
+//!
+//! Semantics: coremltools, `mil/ops/defs/iOS15/image_resizing.py`, `iOS16/image_resizing.py`, `iOS17/image_resizing.py`; the table
+//! of sampling modes stands at `resize_bilinear` there.
 
-use super::OpDef;
+use rten_tensor::Tensor;
+use rten_tensor::prelude::*;
 
-pub(crate) const OPS: &[OpDef] = &[];
+use super::{Ints, Kernel, OpBuilder, OpDef, Run, parameter};
+use crate::error::{KernelError, OpError};
+use crate::ir::Opset::{Ios13, Ios15, Ios16, Ios17};
+use crate::value::{Outputs, Value, one};
+
+pub(crate) const OPS: &[OpDef] = &[
+    OpDef::new("affine", &[Ios15], affine),
+    OpDef::new("crop", &[Ios13], crop),
+    OpDef::new("crop_resize", &[Ios13, Ios16, Ios17], crop_resize),
+    OpDef::new("resample", &[Ios15, Ios16, Ios17], resample),
+    OpDef::new("resize", &[Ios17], resize),
+    OpDef::new("resize_bilinear", &[Ios13], resize_bilinear),
+    OpDef::new("resize_nearest_neighbor", &[Ios13], resize_nearest_neighbor),
+    OpDef::new("upsample_bilinear", &[Ios13, Ios16], upsample_bilinear),
+    OpDef::new("upsample_nearest_neighbor", &[Ios13], upsample_nearest_neighbor),
+];
+
+/// Where samples lie along an edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sampling {
+    StrictAlignCorners,
+    AlignCorners,
+    Default,
+    OffsetCorners,
+    UnalignCorners,
+    /// The nearest pixel at or before.
+    Nearest,
+}
+
+impl Sampling {
+    fn read(op: &mut OpBuilder<'_>) -> Result<Self, OpError> {
+        Ok(match op.string("sampling_mode", "DEFAULT")?.as_str() {
+            "STRICT_ALIGN_CORNERS" => Self::StrictAlignCorners,
+            "ALIGN_CORNERS" => Self::AlignCorners,
+            "DEFAULT" => Self::Default,
+            "OFFSET_CORNERS" => Self::OffsetCorners,
+            "UNALIGN_CORNERS" => Self::UnalignCorners,
+            other => return Err(parameter("sampling_mode", format!("`{other}` is not a sampling mode"))),
+        })
+    }
+
+    /// The places of `target` samples of an edge of `size` pixels.
+    fn grid(self, size: usize, target: usize) -> Vec<f64> {
+        let (n, last) = (size as f64, size.saturating_sub(1) as f64);
+        let place = |i: f64| match self {
+            Self::AlignCorners if target == 1 => last / 2.0,
+            Self::StrictAlignCorners | Self::AlignCorners => i * last / (target - 1).max(1) as f64,
+            Self::Default => i * n / target as f64,
+            Self::OffsetCorners => (0.5 + i) * last.max(1.0) / target as f64,
+            Self::UnalignCorners => (i + 0.5) * n / target as f64 - 0.5,
+            Self::Nearest => (i * n / target as f64).floor(),
+        };
+        (0..target).map(|i| place(i as f64).clamp(0.0, last)).collect()
+    }
+}
+
+/// Two neighbours and the share of the second.
+type Tap = (usize, usize, f32);
+
+/// Neighbours of places within `0..=size - 1`.
+fn taps(places: &[f64], size: usize) -> Vec<Tap> {
+    let tap = |&place: &f64| {
+        let low = (place.max(0.0) as usize).min(size.saturating_sub(1));
+        (low, (low + 1).min(size.saturating_sub(1)), (place - low as f64) as f32)
+    };
+    places.iter().map(tap).collect()
+}
+
+/// Linear interpolation of one plane of `width` at all pairs of rows and columns.
+fn sample(plane: &[f32], width: usize, rows: &[Tap], columns: &[Tap], out: &mut Vec<f32>) {
+    let mix = |a: f32, b: f32, share: f32| if share == 0.0 { a } else { a * (1.0 - share) + b * share };
+    for &(top, bottom, down) in rows {
+        let (top, bottom) = (&plane[top * width..][..width], &plane[bottom * width..][..width]);
+        out.extend(columns.iter().map(|&(left, right, across)| {
+            mix(mix(top[left], top[right], across), mix(bottom[left], bottom[right], across), down)
+        }));
+    }
+}
+
+/// The sizes of the last two dimensions, and the shape with others in their place.
+fn resized(shape: &[usize], target: [usize; 2]) -> Result<([usize; 2], Vec<usize>), KernelError> {
+    let Some((lead, &[height, width])) = shape.split_last_chunk::<2>() else {
+        return Err(KernelError::shape(format!("expected rank 2 or more, found shape {shape:?}")));
+    };
+    let made = [lead, &target].concat();
+    if made.contains(&0) || shape.contains(&0) {
+        return Err(KernelError::shape(format!("an image of shape {shape:?} cannot become {made:?}")));
+    }
+    Ok(([height, width], made))
+}
+
+/// Samples the last two dimensions of input `slot` at a grid.
+fn on_grid(
+    run: &mut Run<'_, '_>,
+    slot: usize,
+    target: [usize; 2],
+    sampling: [Sampling; 2],
+) -> Result<Outputs, KernelError> {
+    let float = run.any(slot)?.is_float();
+    if !float {
+        return Err(KernelError::value("sampling of integers"));
+    }
+    let view = run.f32(slot)?;
+    let ([height, width], shape) = resized(view.shape(), target)?;
+    let mut data = run.buffer::<f32>(&shape)?;
+    let dense = view.to_contiguous_in(run.pool());
+    let rows = taps(&sampling[0].grid(height, target[0]), height);
+    let columns = taps(&sampling[1].grid(width, target[1]), width);
+    for plane in dense.data().chunks_exact(height * width) {
+        sample(plane, width, &rows, &columns, &mut data);
+    }
+    if let Some(buffer) = rten::ExtractBuffer::extract_buffer(dense.into_inner()) {
+        run.pool().add(buffer);
+    }
+    Ok(one(Tensor::from_data(&shape, data)))
+}
+
+fn positive(name: &'static str, value: i32) -> Result<usize, OpError> {
+    usize::try_from(value)
+        .ok()
+        .filter(|&n| n > 0)
+        .ok_or_else(|| parameter(name, format!("expected a positive number, found {value}")))
+}
+
+fn size(op: &mut OpBuilder<'_>, name: &'static str, default: Option<i32>) -> Result<usize, OpError> {
+    let value = op.int_opt(name)?.or(default).ok_or(OpError::Missing(name))?;
+    positive(name, value)
+}
+
+fn resize_bilinear(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
+    let x = op.float_input("x", 3..=5)?;
+    let target = [size(op, "target_size_height", Some(1))?, size(op, "target_size_width", Some(1))?];
+    let sampling = Sampling::read(op)?;
+    Ok(Box::new(move |run| on_grid(run, x.slot, target, [sampling; 2])))
+}
+
+fn resize_nearest_neighbor(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
+    let x = op.float_input("x", 3..=5)?;
+    let target = [size(op, "target_size_height", None)?, size(op, "target_size_width", None)?];
+    Ok(Box::new(move |run| on_grid(run, x.slot, target, [Sampling::Nearest; 2])))
+}
+
+/// `floor(size * factor)`.
+fn scaled(size: usize, factor: f32) -> Result<usize, KernelError> {
+    let scaled = size as f64 * f64::from(factor);
+    if !(1.0..=1e9).contains(&scaled) {
+        return Err(KernelError::value(format!("a factor of {factor} makes {scaled} of {size}")));
+    }
+    Ok(scaled as usize)
+}
+
+fn upsample(op: &mut OpBuilder<'_>, sampling: Sampling) -> Result<Kernel, OpError> {
+    let x = op.float_input("x", 3..=5)?;
+    let factors = [op.float("scale_factor_height", 1.0)?, op.float("scale_factor_width", 1.0)?];
+    Ok(Box::new(move |run| {
+        let shape = run.any(x.slot)?.shape().to_vec();
+        let ([height, width], _) = resized(&shape, [1, 1])?;
+        let target = [scaled(height, factors[0])?, scaled(width, factors[1])?];
+        on_grid(run, x.slot, target, [sampling; 2])
+    }))
+}
+
+fn upsample_bilinear(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
+    let align = op.bool("align_corners", true)?;
+    // iOS 16 adds it for `align_corners = false`; absent there, pixel centres are half-way.
+    let half_pixel = op.bool("half_pixel_centers", !align)?;
+    upsample(
+        op,
+        match (align, half_pixel) {
+            (true, false) => Sampling::StrictAlignCorners,
+            (false, true) => Sampling::UnalignCorners,
+            (false, false) => Sampling::Default,
+            (true, true) => return Err(parameter("half_pixel_centers", "does not go with `align_corners`")),
+        },
+    )
+}
+
+fn upsample_nearest_neighbor(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
+    upsample(op, Sampling::Nearest)
+}
+
+/// The last `resized_dims` dimensions, which are at most two here, become those of `shape`; 0 keeps one.
+fn resize(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
+    let x = op.float_input("x", 1..=5)?;
+    let shape: Ints = op.ints_or_input("shape")?;
+    let dims = size(op, "resized_dims", None)?;
+    if dims > 2 {
+        return Err(OpError::Unsupported(format!("resizing {dims} dimensions")));
+    }
+    let sampling = Sampling::read(op)?;
+    let sampling = match op.string("interpolation_mode", "LINEAR")?.as_str() {
+        "LINEAR" => sampling,
+        "NEAREST_NEIGHBOR" if sampling == Sampling::Default => Sampling::Nearest,
+        "NEAREST_NEIGHBOR" => {
+            return Err(OpError::Unsupported("NEAREST_NEIGHBOR with a sampling mode".into()));
+        }
+        other => {
+            return Err(parameter("interpolation_mode", format!("`{other}` is not an interpolation mode")));
+        }
+    };
+    Ok(Box::new(move |run| {
+        let found = run.any(x.slot)?.shape().to_vec();
+        let wanted = run.ints(&shape)?;
+        if wanted.len() < dims || wanted.len() > found.len() || found.len() < 2 {
+            return Err(KernelError::shape(format!("shape {found:?} cannot be resized to {wanted:?}")));
+        }
+        let mut target = [found[found.len() - 2], found[found.len() - 1]];
+        for (place, &n) in target[2 - dims..].iter_mut().zip(&wanted[wanted.len() - dims..]) {
+            match usize::try_from(n) {
+                Ok(0) => {}
+                Ok(n) => *place = n,
+                Err(_) => return Err(KernelError::value(format!("a dimension of {n}"))),
+            }
+        }
+        on_grid(run, x.slot, target, [sampling; 2])
+    }))
+}
+
+fn crop(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
+    let x = op.float_input("x", 3..=5)?;
+    let mut amounts = [[0_usize; 2]; 2];
+    for (amount, name) in amounts.iter_mut().zip(["crop_height", "crop_width"]) {
+        let values = op.ints_opt(name)?.ok_or(OpError::Missing(name))?;
+        let checked: Option<Vec<usize>> = values.iter().map(|&n| usize::try_from(n).ok()).collect();
+        let Some(&[before, after]) = checked.as_deref() else {
+            return Err(parameter(name, format!("expected two amounts, found {values:?}")));
+        };
+        *amount = [before, after];
+    }
+    Ok(Box::new(move |run| {
+        let view = run.f32(x.slot)?;
+        let ([height, width], _) = resized(view.shape(), [1, 1])?;
+        let left = |n: usize, [before, after]: [usize; 2]| n.checked_sub(before.saturating_add(after));
+        let (Some(h), Some(w)) = (left(height, amounts[0]), left(width, amounts[1])) else {
+            return Err(KernelError::shape(format!("{amounts:?} is more than there is of {height}x{width}")));
+        };
+        let rank = view.ndim();
+        let [top, first] = [amounts[0][0], amounts[1][0]];
+        let part = view.slice_axis(rank - 2, top..top + h).slice_axis(rank - 1, first..first + w);
+        Ok(one(Value::F32(part.to_tensor_in(run.pool()))))
+    }))
+}
+
+/// Boxes out of images, each resized to the same size.
+fn crop_resize(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
+    let x = op.float_input("x", 4..=4)?;
+    // iOS 17 has `boxes` and `box_indices` where the versions before have `roi`.
+    let by_roi = op.has("roi");
+    let boxes = op.float_input(if by_roi { "roi" } else { "boxes" }, 2..=5)?;
+    let indices = op.input_opt("box_indices")?;
+    let target = [size(op, "target_height", Some(1))?, size(op, "target_width", Some(1))?];
+    let normalized = op.bool("normalized_coordinates", false)?;
+    let scale = f64::from(op.float("spatial_scale", 1.0)?);
+    let order = op.string("box_coordinate_mode", "CORNERS_HEIGHT_FIRST")?;
+    let (center, width_first) = match order.as_str() {
+        "CORNERS_HEIGHT_FIRST" => (false, false),
+        "CORNERS_WIDTH_FIRST" => (false, true),
+        "CENTER_SIZE_HEIGHT_FIRST" => (true, false),
+        "CENTER_SIZE_WIDTH_FIRST" => (true, true),
+        _ => {
+            return Err(parameter(
+                "box_coordinate_mode",
+                format!("`{order}` is not an order of coordinates"),
+            ));
+        }
+    };
+    let sampling = Sampling::read(op)?;
+    let pad = op.float("pad_value", 0.0)?;
+    Ok(Box::new(move |run| {
+        let view = run.f32(x.slot)?;
+        let shape = view.shape().to_vec();
+        let [batch, channels, height, width] = shape[..] else {
+            return Err(KernelError::shape(format!("expected rank 4, found shape {shape:?}")));
+        };
+        let images = view.to_contiguous_in(run.pool());
+        let list: Vec<f32> = run.f32(boxes.slot)?.iter().copied().collect();
+        let columns = match run.any(boxes.slot)?.shape() {
+            [_, columns] => *columns,
+            [_, 1, columns, 1, 1] => *columns,
+            other => return Err(KernelError::shape(format!("boxes of shape {other:?}"))),
+        };
+        if !(columns == 4 || (columns == 5 && by_roi)) {
+            return Err(KernelError::shape(format!("boxes of {columns} coordinates")));
+        }
+        let rows: Vec<&[f32]> = list.chunks_exact(columns).collect();
+        let given: Option<Vec<i32>> =
+            indices.as_ref().map(|i| run.i32(i.slot).map(|v| v.iter().copied().collect())).transpose()?;
+        // Which image each box is cut from: its own, the one with its number, or (by `roi` without index) all.
+        let mut jobs: Vec<(usize, &[f32])> = Vec::new();
+        for (n, row) in rows.iter().enumerate() {
+            let image = match (&given, columns) {
+                (Some(given), _) => given.get(n).map(|&i| i64::from(i)),
+                (None, 5) => Some(row[0] as i64),
+                (None, _) if by_roi => None,
+                (None, _) => i64::try_from(n).ok(),
+            };
+            match image {
+                None if by_roi => jobs.extend((0..batch).map(|image| (image, *row))),
+                None => return Err(KernelError::value("fewer box indices than boxes")),
+                Some(image) => {
+                    let image = usize::try_from(image).ok().filter(|&image| image < batch);
+                    let image = image.ok_or_else(|| KernelError::value(format!("box {n} is of no image")))?;
+                    jobs.push((image, &row[columns - 4..]));
+                }
+            }
+        }
+        let made: Vec<usize> = if !by_roi {
+            vec![rows.len(), channels, target[0], target[1]]
+        } else {
+            vec![rows.len(), if columns == 5 { 1 } else { batch }, channels, target[0], target[1]]
+        };
+        let mut data = run.buffer::<f32>(&made)?;
+        if height == 0 || width == 0 {
+            return Err(KernelError::shape(format!("boxes of an empty image {shape:?}")));
+        }
+        for (image, row) in jobs {
+            let mut c = [row[0], row[1], row[2], row[3]].map(f64::from);
+            if width_first {
+                c = [c[1], c[0], c[3], c[2]];
+            }
+            if center {
+                c = [c[0] - c[2] / 2.0, c[1] - c[3] / 2.0, c[0] + c[2] / 2.0, c[1] + c[3] / 2.0];
+            }
+            let ys = edge(sampling, [c[0], c[2]], height, target[0], normalized, scale);
+            let xs = edge(sampling, [c[1], c[3]], width, target[1], normalized, scale);
+            let inside = |p: &f64, n: usize| *p >= 0.0 && *p <= (n - 1) as f64;
+            let (row_taps, column_taps) = (taps(&ys, height), taps(&xs, width));
+            let area = height * width;
+            for channel in 0..channels {
+                let plane = &images.data()[(image * channels + channel) * area..][..area];
+                let start = data.len();
+                sample(plane, width, &row_taps, &column_taps, &mut data);
+                for (i, y) in ys.iter().enumerate() {
+                    for (j, x) in xs.iter().enumerate() {
+                        if !(inside(y, height) && inside(x, width)) {
+                            data[start + i * xs.len() + j] = pad;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(one(Tensor::from_data(&made, data)))
+    }))
+}
+
+/// The places of samples of a box's edge.
+fn edge(
+    sampling: Sampling,
+    ends: [f64; 2],
+    size: usize,
+    target: usize,
+    normalized: bool,
+    scale: f64,
+) -> Vec<f64> {
+    let extent = if normalized { size.saturating_sub(1) as f64 } else { 1.0 };
+    let [start, end] = ends.map(|end| end * scale * extent);
+    let place = |i: f64| match sampling {
+        Sampling::OffsetCorners => start + (i + 0.5) * (end - start) / target as f64,
+        Sampling::UnalignCorners => start + (i + 0.5) * (end - start + 1.0) / target as f64 - 0.5,
+        Sampling::AlignCorners if target == 1 => (start + end) / 2.0,
+        _ => start + i * (end - start) / (target - 1).max(1) as f64,
+    };
+    (0..target).map(|i| place(i as f64)).collect()
+}
+
+/// What lies outside an image.
+#[derive(Clone, Copy, Debug)]
+enum Outside {
+    Constant(f32),
+    Border,
+    Reflection,
+    Symmetric,
+}
+
+impl Outside {
+    /// The pixel that stands for `place` of an edge of `size` pixels; none where the constant does.
+    fn index(self, place: i64, size: usize) -> Option<usize> {
+        let n = i64::try_from(size).ok()?;
+        let index = match self {
+            Self::Constant(_) => place,
+            Self::Border => place.clamp(0, n - 1),
+            Self::Reflection if n == 1 => 0,
+            Self::Reflection => (n - 1) - (place.rem_euclid(2 * (n - 1)) - (n - 1)).abs(),
+            Self::Symmetric => {
+                let turn = place.rem_euclid(2 * n);
+                turn.min(2 * n - 1 - turn)
+            }
+        };
+        usize::try_from(index).ok().filter(|&index| index < size)
+    }
+}
+
+/// How `resample` and `affine` read their coordinates and their image.
+struct Resampling {
+    nearest: bool,
+    outside: Outside,
+    /// `[lowest, extent]` of normalised coordinates; pixels if `None`.
+    normalized: Option<[f64; 2]>,
+    align: bool,
+}
+
+impl Resampling {
+    fn read(op: &mut OpBuilder<'_>) -> Result<Self, OpError> {
+        let value = op.float("padding_value", 0.0)?;
+        let one_of = |name: &'static str, text: &str| parameter(name, format!("`{text}` is not a mode"));
+        let mode = op.string_opt("sampling_mode")?.ok_or(OpError::Missing("sampling_mode"))?;
+        let padding = op.string_opt("padding_mode")?.ok_or(OpError::Missing("padding_mode"))?;
+        let coordinates = op.string_opt("coordinates_mode")?.ok_or(OpError::Missing("coordinates_mode"))?;
+        Ok(Self {
+            nearest: match mode.as_str() {
+                "nearest" => true,
+                "bilinear" => false,
+                other => return Err(one_of("sampling_mode", other)),
+            },
+            outside: match padding.as_str() {
+                "constant" => Outside::Constant(value),
+                "border" => Outside::Border,
+                "reflection" => Outside::Reflection,
+                "symmetric" => Outside::Symmetric,
+                other => return Err(one_of("padding_mode", other)),
+            },
+            normalized: match coordinates.as_str() {
+                "unnormalized" => None,
+                "normalized_minus_one_to_one" => Some([-1.0, 2.0]),
+                "normalized_zero_to_one" => Some([0.0, 1.0]),
+                other => return Err(one_of("coordinates_mode", other)),
+            },
+            align: op.bool("align_corners", false)?,
+        })
+    }
+
+    /// A coordinate in pixels.
+    fn pixels(&self, x: f64, size: usize) -> f64 {
+        match self.normalized {
+            None => x,
+            Some([lowest, extent]) => {
+                let share = (x - lowest) / extent;
+                if self.align { share * (size as f64 - 1.0) } else { share * size as f64 - 0.5 }
+            }
+        }
+    }
+
+    fn fetch(&self, plane: &[f32], [height, width]: [usize; 2], y: i64, x: i64) -> f32 {
+        match (self.outside.index(y, height), self.outside.index(x, width)) {
+            (Some(y), Some(x)) => plane[y * width + x],
+            _ => match self.outside {
+                Outside::Constant(value) => value,
+                Outside::Border | Outside::Reflection | Outside::Symmetric => 0.0,
+            },
+        }
+    }
+
+    /// The image at a place given as the program gives it.
+    fn at(&self, plane: &[f32], size: [usize; 2], [x, y]: [f64; 2]) -> f32 {
+        let (x, y) = (self.pixels(x, size[1]), self.pixels(y, size[0]));
+        if self.nearest {
+            return self.fetch(plane, size, y.round_ties_even() as i64, x.round_ties_even() as i64);
+        }
+        let (left, top) = (x.floor(), y.floor());
+        let (across, down) = ((x - left) as f32, (y - top) as f32);
+        // Saturating, so that a neighbour of the furthest place is a number.
+        let (left, top) = (left as i64, top as i64);
+        let (right, bottom) = (left.saturating_add(1), top.saturating_add(1));
+        let upper = self.fetch(plane, size, top, left) * (1.0 - across)
+            + self.fetch(plane, size, top, right) * across;
+        let lower = self.fetch(plane, size, bottom, left) * (1.0 - across)
+            + self.fetch(plane, size, bottom, right) * across;
+        upper * (1.0 - down) + lower * down
+    }
+
+    /// All images of `x` at the places that `place(image, row, column)` gives.
+    fn run(
+        &self,
+        run: &Run<'_, '_>,
+        x: usize,
+        target: [usize; 2],
+        place: impl Fn(usize, usize, usize) -> [f64; 2],
+    ) -> Result<Outputs, KernelError> {
+        let view = run.f32(x)?;
+        let shape = view.shape().to_vec();
+        let [batch, channels, height, width] = shape[..] else {
+            return Err(KernelError::shape(format!("expected rank 4, found shape {shape:?}")));
+        };
+        if height == 0 || width == 0 {
+            return Err(KernelError::shape(format!("an image of shape {shape:?} has no pixels")));
+        }
+        let made = [batch, channels, target[0], target[1]];
+        let mut data = run.buffer::<f32>(&made)?;
+        let dense = view.to_contiguous_in(run.pool());
+        for (i, plane) in dense.data().chunks_exact(height * width).enumerate() {
+            for row in 0..target[0] {
+                for column in 0..target[1] {
+                    data.push(self.at(plane, [height, width], place(i / channels, row, column)));
+                }
+            }
+        }
+        Ok(one(Tensor::from_data(&made, data)))
+    }
+}
+
+fn resample(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
+    let x = op.float_input("x", 4..=4)?;
+    let coordinates = op.input("coordinates")?;
+    let resampling = Resampling::read(op)?;
+    Ok(Box::new(move |run| {
+        let places: Vec<f64> = match run.any(coordinates.slot)? {
+            crate::value::ValueView::F32(view) => view.iter().map(|&x| f64::from(x)).collect(),
+            crate::value::ValueView::I32(view) => view.iter().map(|&x| f64::from(x)).collect(),
+        };
+        let shape = run.any(coordinates.slot)?.shape().to_vec();
+        let batch = run.any(x.slot)?.shape().first().copied();
+        let [count, height, width, 2] = shape[..] else {
+            return Err(KernelError::shape(format!("coordinates of shape {shape:?}, expected [B, H, W, 2]")));
+        };
+        if batch != Some(count) {
+            return Err(KernelError::shape(format!("coordinates for {count} images")));
+        }
+        resampling.run(run, x.slot, [height, width], |image, row, column| {
+            let at = ((image * height + row) * width + column) * 2;
+            [places[at], places[at + 1]]
+        })
+    }))
+}
+
+fn affine(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
+    let x = op.float_input("x", 4..=4)?;
+    let matrix = op.float_input("transform_matrix", 2..=2)?;
+    let target = [size(op, "output_height", None)?, size(op, "output_width", None)?];
+    let resampling = Resampling::read(op)?;
+    Ok(Box::new(move |run| {
+        let view = run.f32(matrix.slot)?;
+        let batch = run.any(x.slot)?.shape().first().copied().unwrap_or(0);
+        let shape = view.shape().to_vec();
+        if !matches!(shape[..], [n, 6] if n == 1 || n == batch) {
+            return Err(KernelError::shape(format!("matrices of shape {shape:?} for {batch} images")));
+        }
+        let rows: Vec<f64> = view.iter().map(|&x| f64::from(x)).collect();
+        let spread = |i: usize, n: usize| if n == 1 { -1.0 } else { 2.0 * i as f64 / (n - 1) as f64 - 1.0 };
+        resampling.run(run, x.slot, target, |image, row, column| {
+            let m = if shape[0] == 1 { &rows[..6] } else { &rows[image * 6..][..6] };
+            let (x, y) = (spread(column, target[1]), spread(row, target[0]));
+            [m[0] * x + m[1] * y + m[2], m[3] * x + m[4] * y + m[5]]
+        })
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{Case, assert_close};
+
+    #[test]
+    fn grids_are_those_of_the_documentation() {
+        let close = |found: Vec<f64>, expected: &[f64]| {
+            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 0.005), "{found:?} {expected:?}");
+        };
+        close(Sampling::UnalignCorners.grid(2, 5), &[0.0, 0.1, 0.5, 0.9, 1.0]);
+        close(Sampling::StrictAlignCorners.grid(2, 5), &[0.0, 0.25, 0.5, 0.75, 1.0]);
+        close(Sampling::Default.grid(2, 5), &[0.0, 0.4, 0.8, 1.0, 1.0]);
+        close(Sampling::OffsetCorners.grid(2, 5), &[0.1, 0.3, 0.5, 0.7, 0.9]);
+        close(Sampling::AlignCorners.grid(5, 1), &[2.0]);
+    }
+
+    #[test]
+    fn nearest_neighbours_are_repeated() {
+        let case = Case::new("upsample_nearest_neighbor").input("x", &[1, 1, 2], &[1.0, 2.0]);
+        let (shape, data) = case.float("scale_factor_height", 2.0).float("scale_factor_width", 2.0).f32();
+        assert_eq!((shape, data), (vec![1, 2, 4], vec![1.0, 1.0, 2.0, 2.0, 1.0, 1.0, 2.0, 2.0]));
+    }
+
+    #[test]
+    fn what_lies_outside_is_mirrored_with_or_without_the_edge() {
+        let all = |outside: Outside| -> Vec<Option<usize>> { (-4..7).map(|i| outside.index(i, 3)).collect() };
+        let some = |list: [usize; 11]| list.map(Some).to_vec();
+        assert_eq!(all(Outside::Reflection), some([0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2]));
+        assert_eq!(all(Outside::Symmetric), some([2, 2, 1, 0, 0, 1, 2, 2, 1, 0, 0]));
+        assert_eq!(all(Outside::Border), some([0, 0, 0, 0, 0, 1, 2, 2, 2, 2, 2]));
+    }
+
+    #[test]
+    fn hostile_sizes_and_places_are_refused_or_answered() {
+        let x = [1.0, 2.0, 3.0, 4.0];
+        let huge =
+            Case::new("resize_bilinear").input("x", &[1, 2, 2], &x).int("target_size_height", i32::MAX);
+        assert!(huge.int("target_size_width", i32::MAX).error().contains("over its limit"));
+        let error =
+            Case::new("upsample_bilinear").input("x", &[1, 2, 2], &x).float("scale_factor_height", f32::NAN);
+        assert!(error.error().contains("a factor of NaN"));
+        let far = Case::new("resample")
+            .input("x", &[1, 1, 2, 2], &x)
+            .input("coordinates", &[1, 1, 2, 2], &[f32::INFINITY, f32::NAN, 1e30, -1e30])
+            .string("sampling_mode", "bilinear")
+            .string("padding_mode", "border")
+            .string("coordinates_mode", "unnormalized")
+            .float("padding_value", 0.0)
+            .bool("align_corners", true);
+        assert_eq!(far.f32().0, [1, 1, 1, 2]);
+    }
+
+    #[test]
+    fn crop_takes_off_its_edges() {
+        let x: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let case = Case::new("crop")
+            .input("x", &[1, 3, 4], &x)
+            .ints("crop_height", &[1, 0])
+            .ints("crop_width", &[1, 2]);
+        assert_close(&case.f32().1, &[5.0, 9.0], 0.0);
+        let case = Case::new("crop")
+            .input("x", &[1, 3, 4], &x)
+            .ints("crop_height", &[2, 2])
+            .ints("crop_width", &[0, 0]);
+        assert!(case.error().contains("more than there is"));
+    }
+}

@@ -12,7 +12,7 @@ use super::{Kernel, OpBuilder, OpDef, Run, parameter, resolve_axis};
 use crate::error::{KernelError, OpError};
 use crate::ir::Opset::{Ios13, Ios17};
 use crate::types::{DType, element_count};
-use crate::value::{Outputs, Value, ValueView, one};
+use crate::value::{Outputs, Value, one};
 
 pub(crate) const OPS: &[OpDef] = &[
     OpDef::new("reduce_argmax", &[Ios13, Ios17], |op| arg(op, |x, best| x > best, |x, best| x > best)),
