@@ -1072,6 +1072,11 @@ fn overhead() {
     through.sort_unstable();
     for percent in [10, 50, 90, 99] {
         let at = |times: &[u64]| times[times.len() * percent / 100] as f64 / 1e3;
-        println!("p{percent}: bare {:.2} µs, client {:.2} µs, ratio {:.2}", at(&bare), at(&through), at(&through) / at(&bare));
+        println!(
+            "p{percent}: bare {:.2} µs, client {:.2} µs, ratio {:.2}",
+            at(&bare),
+            at(&through),
+            at(&through) / at(&bare)
+        );
     }
 }
