@@ -3,8 +3,75 @@
 //! Core ML hands out objects that must stay on one thread, and its calls block. A [`ModelClient`] is `Send + Sync` and
 //! its calls are futures: each model has a queue and a few inference threads, and each thread owns an instance of the model
 //! that never leaves it. What travels is a [`ModelRef`], a number.
+//! # Basic usage
 //!
-#![cfg_attr(doctest, doc = "")]
+//! ```
+//! use coreml_client::{Error, Features, InferenceRequest, ModelClient, Tensor, load_model};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+//! // Load the model, on any thread. (In async code `load_model_async(path).await?` does not block.)
+//! let model_ref = load_model(path)?;
+//!
+//! // Create a client: cheap, `Send + Sync + Clone`.
+//! let client = ModelClient::new();
+//!
+//! // Use it in an async context.
+//! let image = Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+//! let request = InferenceRequest::new(model_ref, Features::new().with("image", image));
+//! let result = client.enqueue_inference(request).await?;
+//!
+//! let probabilities = result.outputs.tensor("probabilities")?.to_vec::<f32>()?;
+//! assert!((probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-3);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Coming from direct use of Core ML
+//!
+//! Before, the handle in the future made it `!Send`, and `tokio::spawn` refused it:
+//!
+//! ```compile_fail
+//! # use coreml_client::{Bridge, Config, Features};
+//! # async fn input() -> Features { Features::new() }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let handle = Bridge::platform().load("model.mlmodel", &Config::default())?;
+//! tokio::spawn(async move { handle.predict(&input().await) }); // `CoreMlHandle` cannot be sent between threads
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! After, a number travels in its place:
+//!
+//! ```
+//! # use coreml_client::{Features, InferenceRequest, ModelClient, Tensor, load_model};
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+//! # let input_data = Features::new().with("image", Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?);
+//! let model_ref = load_model(path)?;
+//! let client = ModelClient::new();
+//! let task = tokio::spawn(async move {
+//!     client.enqueue_inference(InferenceRequest::new(model_ref, input_data)).await
+//! });
+//! let result = task.await??;
+//! # assert!(result.outputs.get("probabilities").is_some());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What it promises
+//!
+//! * Every future resolves, whatever dies: a panic costs the one request that it concerns, a stuck prediction costs its
+//!   thread, a [deadline](InferenceRequest::deadline) is kept even if all threads are stuck.
+//! * Dropping a future gives its request up; what has not started never will, and its inputs are freed at once.
+//! * Memory is bounded: a queue takes so many requests and bytes, and then callers wait, or are
+//!   [refused](ModelClient::try_enqueue).
+//! * [Priorities](Priority) do not starve anybody.
+//! * Nothing blocks a thread of the executor, and no particular executor is needed.
+//!
+//! A crash inside Core ML is beyond this: it takes the process with it.
 #![forbid(unsafe_code)]
 
 mod backend;

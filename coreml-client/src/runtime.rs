@@ -234,7 +234,9 @@ impl Runtime {
 
         let runtime = Arc::downgrade(self);
         let load = request.clone();
-        if let Err(error) = self.spawn("coreml-load".to_owned(), move || load_thread(&runtime, load)) {
+        // It goes on as the first inference thread.
+        let name = thread_name(&request.0, 0);
+        if let Err(error) = self.spawn(name, move || load_thread(&runtime, load)) {
             let source = Arc::new(error);
             let requested = self.lock().requested.remove(&request);
             if let Some(Requested::Resolving(waiting)) = requested {
@@ -480,6 +482,13 @@ impl Drop for Presence {
             runtime.thread_ended();
         }
     }
+}
+
+/// The model's name and the worker's number.
+pub(crate) fn thread_name(path: &Path, worker: usize) -> String {
+    let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
+    // A thread's name cannot hold a zero byte.
+    format!("{}/{worker}", stem.replace('\0', "?"))
 }
 
 fn tell(waiting: Vec<Loaded>, result: &Result<ModelRef>) {

@@ -956,7 +956,7 @@ fn the_conservation_law_is_exact_after_a_random_mix() {
                         Some(Err(error)) => panic!("{error}"),
                     }
                     if asked.fetch_add(1, Ordering::Relaxed) == (TASKS * REQUESTS * 9 / 10) as usize {
-                        drop(client.shutdown(Shutdown::Abort).await);
+                        let _ = client.shutdown(Shutdown::Abort).await;
                     }
                 }
                 seen

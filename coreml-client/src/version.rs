@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::backend::{Backend, Instance};
 use crate::error::panic_message;
 use crate::queue::{Ending, Job, Key, Next, Offer, Pushed, Queue, Refusal, Removed, Reply, Taken, WhenFull};
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, thread_name};
 use crate::stats::{ModelStats, Recorder, WorkerState, WorkerStats};
 use crate::{
     Error, InferenceMessage, InferenceRequest, InferenceResult, InferenceTimings, Limits, Outcomes, Result,
@@ -265,8 +265,7 @@ impl Version {
         };
         let Some(runtime) = self.runtime.upgrade() else { return };
         let version = Arc::clone(self);
-        let spawned =
-            runtime.spawn(format!("{}/{worker}", self.model_ref), move || version.serve(worker, None));
+        let spawned = runtime.spawn(thread_name(&self.path, worker), move || version.serve(worker, None));
         if spawned.is_err() {
             // The threads there are go on. A later request tries again, unless a higher seat was claimed meanwhile.
             let _ = self.started.compare_exchange(worker + 1, worker, Ordering::Relaxed, Ordering::Relaxed);

@@ -1,4 +1,5 @@
 //! Damaged files and wrong inputs give typed errors that name what is wrong. Nothing panics, and what is loaded stays usable.
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
 mod common;
 

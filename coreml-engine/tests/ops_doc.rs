@@ -1,5 +1,6 @@
 //! `docs/ops.md` says what the engine runs, and is derived from the code. `BLESS=1 cargo test -p coreml-engine --test ops_doc`
 //! writes it anew.
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
 mod common;
 

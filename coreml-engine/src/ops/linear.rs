@@ -317,7 +317,6 @@ impl Equation {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::ops::testing::{Case, assert_close};
 
     fn ramp(n: usize) -> Vec<f32> {

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use coreml_engine::{Array, ArrayRef, Elements, Input, LoadOptions, Model, Output, Session};
 
 /// A path in the repository.
-pub fn repository(path: &str) -> PathBuf {
+pub(crate) fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
 /// A path that `cargo xtask models` brings, if it did. With `COREML_REQUIRE_MODELS` set its absence is a failure.
-pub fn cached(path: &str) -> Option<PathBuf> {
+pub(crate) fn cached(path: &str) -> Option<PathBuf> {
     let path = repository("models/cache").join(path);
     if path.exists() {
         return Some(path);
@@ -21,12 +21,12 @@ pub fn cached(path: &str) -> Option<PathBuf> {
     None
 }
 
-pub fn load(path: &Path) -> Model {
+pub(crate) fn load(path: &Path) -> Model {
     Model::load(path, &LoadOptions::default()).unwrap_or_else(|error| panic!("{}", report(&error)))
 }
 
 /// An error with all its causes.
-pub fn report(error: &dyn std::error::Error) -> String {
+pub(crate) fn report(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -37,7 +37,7 @@ pub fn report(error: &dyn std::error::Error) -> String {
     text
 }
 
-pub fn read_npy<T: npyz::Deserialize>(path: &Path) -> (Vec<usize>, Vec<T>) {
+pub(crate) fn read_npy<T: npyz::Deserialize>(path: &Path) -> (Vec<usize>, Vec<T>) {
     let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let npy = npyz::NpyFile::new(&bytes[..]).unwrap();
     let shape = npy.shape().iter().map(|&n| usize::try_from(n).unwrap()).collect();
@@ -45,12 +45,12 @@ pub fn read_npy<T: npyz::Deserialize>(path: &Path) -> (Vec<usize>, Vec<T>) {
 }
 
 /// A dense input.
-pub fn array<'a>(shape: &'a [usize], elements: &'a Elements) -> Input<'a> {
+pub(crate) fn array<'a>(shape: &'a [usize], elements: &'a Elements) -> Input<'a> {
     Input::Array(ArrayRef { dtype: elements.dtype(), shape, strides: None, bytes: elements.bytes() })
 }
 
 /// Predicts and returns the output of that name as floats.
-pub fn predict(session: &mut Session, inputs: &[(&str, Input<'_>)], output: &str) -> (Vec<usize>, Vec<f32>) {
+pub(crate) fn predict(session: &mut Session, inputs: &[(&str, Input<'_>)], output: &str) -> (Vec<usize>, Vec<f32>) {
     let outputs = session.predict(inputs, None, &[]).unwrap_or_else(|error| panic!("{}", report(&error)));
     let found = outputs.into_iter().find(|(name, _)| name == output).unwrap().1;
     match found {
@@ -63,7 +63,7 @@ pub fn predict(session: &mut Session, inputs: &[(&str, Input<'_>)], output: &str
 }
 
 /// The greatest difference between two lists.
-pub fn difference(found: &[f32], expected: &[f32]) -> f32 {
+pub(crate) fn difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     assert!(found.iter().chain(expected).all(|x| x.is_finite()));
     found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
