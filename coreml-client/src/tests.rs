@@ -27,13 +27,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 type BridgeResult<T> = std::result::Result<T, coreml_bridge::Error>;
 
+type Predict = dyn Fn(&InferenceRequest) -> BridgeResult<Features> + Send + Sync;
+
 struct Double {
     loads: AtomicUsize,
     live: AtomicUsize,
     predictions: AtomicUsize,
     /// Told how many loads there were before.
     load: Box<dyn Fn(usize) -> BridgeResult<()> + Send + Sync>,
-    predict: Box<dyn Fn(&InferenceRequest) -> BridgeResult<Features> + Send + Sync>,
+    predict: Box<Predict>,
 }
 
 impl Double {

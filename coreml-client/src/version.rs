@@ -162,6 +162,7 @@ impl Version {
     }
 
     /// Hands a request in. `Err` gives the message back, counted and unanswered.
+    #[allow(clippy::result_large_err, reason = "a refused message goes back by value, not by allocation")]
     pub(crate) fn submit(
         self: &Arc<Self>,
         message: InferenceMessage,
