@@ -997,6 +997,19 @@ fn stats_print_as_a_table() {
     }
 }
 
+#[cfg(feature = "serde")]
+#[test]
+fn stats_serialize_with_model_names_and_seconds() {
+    let double = Double::echo();
+    let (client, model_ref) = model(&double);
+    block_on(client.enqueue_inference(InferenceRequest::new(model_ref, number(1)))).unwrap();
+    let json = serde_json::to_value(client.stats()).unwrap();
+    assert_eq!(json["outcomes"]["ok"], 1);
+    assert_eq!(json["models"][0]["model_ref"], model_ref.to_string());
+    assert_eq!(json["models"][0]["total_time"]["count"], 1);
+    assert!(json["models"][0]["total_time"]["p50"].as_f64().unwrap() < PATIENCE.as_secs_f64());
+}
+
 #[test]
 fn everything_that_travels_may_travel() {
     fn sendable<T: Send + 'static>(_: &T) {}
@@ -1005,6 +1018,8 @@ fn everything_that_travels_may_travel() {
     let (client, model_ref) = model(&double);
     shareable(&client);
     shareable(&model_ref);
+    shareable(&number(1));
+    shareable(&Tensor::from_vec(&[1], vec![1]).unwrap());
     sendable(&client.enqueue_inference(InferenceRequest::new(model_ref, number(1))));
     sendable(&client.load_model_async("model"));
     sendable(&client.shutdown(Shutdown::Abort));
