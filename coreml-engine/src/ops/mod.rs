@@ -1,7 +1,7 @@
 //! The ops: one MIL op = one [`OpDef`] entry in the file of its family (Apple's own op groups).
 //!
 //! An entry has a name, the opsets that define it, and `build`: a function that reads the op's parameters (checking
-//! each) and returns the [`Kernel`] that runs it. The list of ops, `docs/ops.md`, the command line's listing and the test
+//! each) and returns the kernel that runs it. The list of ops, `docs/ops.md`, the command line's listing and the test
 //! that every op has a case are derived from [`FAMILIES`]. Neural-network layers are lowered to these ops
 //! (`crate::nn`), so a kernel serves both.
 //!
