@@ -230,7 +230,7 @@ pub struct WorkerStats {
     pub state: WorkerState,
     /// Time spent in predictions that have returned.
     pub busy: Duration,
-    /// Instances it has built after the first.
+    /// Instances that it lost to panics.
     pub restarts: u64,
 }
 

@@ -36,11 +36,31 @@ fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// Polls once: the request is handed in.
-fn start<F: Future>(future: F) -> Pin<Box<F>> {
+/// A future that has been polled once, so that its request is handed in; it may have been answered in that instant.
+enum Started<F: Future> {
+    Pending(Pin<Box<F>>),
+    Ready(Option<F::Output>),
+}
+
+impl<F: Future> Unpin for Started<F> {}
+
+impl<F: Future> Future for Started<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        match &mut *self {
+            Self::Pending(future) => future.as_mut().poll(context),
+            Self::Ready(output) => Poll::Ready(output.take().expect("polled after its output was taken")),
+        }
+    }
+}
+
+fn start<F: Future>(future: F) -> Started<F> {
     let mut future = Box::pin(future);
-    assert!(future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-    future
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => Started::Ready(Some(output)),
+        Poll::Pending => Started::Pending(future),
+    }
 }
 
 fn model(fake: FakeBridge) -> (ModelClient, ModelRef) {
