@@ -890,11 +890,9 @@ mod tests {
             "parameter `bias`: expected shape [2], found [3]"
         );
         assert!(weight(case(), &[2, 4, 6, 1]).error().starts_with("no window of 6 elements"));
-        let error = weight(case(), &[2, 4, 1, 1])
-            .string("pad_type", "custom")
-            .ints("pad", &[i32::MAX; 4])
-            .error();
-        assert!(error.contains("is over the limit of"), "{error}");
+        let error =
+            weight(case(), &[2, 4, 1, 1]).string("pad_type", "custom").ints("pad", &[i32::MAX; 4]).error();
+        assert!(error.contains("over its limit of"), "{error}");
         let quantized = Case::new("conv_quantized").input("x", &[1], &[0.0]);
         assert!(quantized.error().starts_with("not supported: `conv_quantized`"));
     }

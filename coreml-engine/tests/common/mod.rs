@@ -50,7 +50,11 @@ pub(crate) fn array<'a>(shape: &'a [usize], elements: &'a Elements) -> Input<'a>
 }
 
 /// Predicts and returns the output of that name as floats.
-pub(crate) fn predict(session: &mut Session, inputs: &[(&str, Input<'_>)], output: &str) -> (Vec<usize>, Vec<f32>) {
+pub(crate) fn predict(
+    session: &mut Session,
+    inputs: &[(&str, Input<'_>)],
+    output: &str,
+) -> (Vec<usize>, Vec<f32>) {
     let outputs = session.predict(inputs, None, &[]).unwrap_or_else(|error| panic!("{}", report(&error)));
     let found = outputs.into_iter().find(|(name, _)| name == output).unwrap().1;
     match found {
