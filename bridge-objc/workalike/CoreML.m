@@ -11,6 +11,8 @@
 #import <CoreML/CoreML.h>
 
 #include <Block.h>
+#include <objc/message.h>
+#include <objc/runtime.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +52,19 @@ void cml_workalike_inject(int what, long nth) {
   atomic_store(&wa_went_off, NULL);
   atomic_store(&wa_countdown, nth);
   atomic_store(&wa_inject, what);
+}
+
+/* GNUstep takes the first thread it meets for the main one, and ends the process, with success, when that one ends. So
+   it must meet the real main thread, before a test thread comes along. In plain calls of the runtime: this may run
+   before the selectors of this file are registered. */
+__attribute__((constructor)) static void wa_meet_main_thread(void) {
+  Class threads = objc_getClass("NSThread");
+  SEL current = sel_registerName("currentThread");
+  IMP method = threads != Nil ? objc_msg_lookup((id)threads, current) : NULL;
+  if (method == NULL || ((id(*)(id, SEL))method)((id)threads, current) == nil) {
+    fprintf(stderr, "work-alike: GNUstep does not know the main thread\n");
+    abort();
+  }
 }
 
 __attribute__((constructor)) static void wa_read_environment(void) {

@@ -264,7 +264,13 @@ fn drive(driver: &Driver, way: Way, tests: &str) -> Result<String> {
             command.env("NSZombieEnabled", "YES").env("CRASH_ON_ZOMBIE", "YES");
         }
     }
-    output(&mut command)
+    let said = output(&mut command)?;
+    // A process that ends early may end with success.
+    if said.contains("all is well") {
+        Ok(said)
+    } else {
+        Err(anyhow::Error::new(Failed(format!("the driver did not come to its end:\n{said}"))))
+    }
 }
 
 // ---- what Apple declares ----
@@ -876,6 +882,17 @@ const PLANTS: &[Plant] = &[
             "src/cml_model.m",
             "    if (!set) return cml_fail_os(error, \"a display name\", \"macOS 13 or iOS 16\");\n",
             "    (void)set;\n",
+        )],
+    },
+    Plant {
+        name: "a process that ends early, with success",
+        caught_by: CaughtBy::Driver,
+        tests: "states",
+        says: "did not come to its end",
+        edits: &[(
+            "workalike/CoreML.m",
+            "__attribute__((constructor)) static void wa_meet_main_thread",
+            "void wa_meet_main_thread(void);\nvoid wa_meet_main_thread",
         )],
     },
     Plant {
