@@ -148,10 +148,11 @@ impl CoreMlHandle {
         self.collect(&result, backings)
     }
 
-    /// A state of its own for a stateful model: what it remembers between predictions, zero at first.
+    /// A state of its own for a stateful model: what it remembers between predictions, zero at first. The state of a model
+    /// that declares none is empty.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the bridge knows no states, [`Error::State`] if the model has none or it cannot be made.
+    /// [`Error::Unsupported`] if the bridge knows no states, [`Error::State`] if it cannot be made.
     pub fn new_state(&self) -> Result<State, Error> {
         let native = self.model.bridge.make("state_new", |table, state, error| {
             // SAFETY: the model is alive, and no other call on it runs.

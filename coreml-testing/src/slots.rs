@@ -630,6 +630,11 @@ unsafe extern "C" fn model_load(
             json.ok_or_else(|| Failure::Status(CML_NOT_FOUND, format!("there is no model at {path}")))?;
         // A description that is no JSON is a test's, too: it loads, and is found out when it is read.
         let description = ModelDescription::from_json(json.as_bytes()).unwrap_or_default();
+        // SAFETY: the name lives for the call.
+        let function = unsafe { text(config.function_name) }?;
+        if !function.is_empty() && !description.functions.iter().any(|known| known == function) {
+            return Err(Failure::Status(CML_NOT_FOUND, format!("the model has no function {function}")));
+        }
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // SAFETY: as above.
         unsafe { set(model, hand_out::<CmlModel>(fake, FakeModel { json, description, number })) };
@@ -1227,9 +1232,6 @@ unsafe extern "C" fn state_new(
             return Err(Failure::Status(CML_UNSUPPORTED, "this system knows no states".to_owned()));
         }
         let model = object::<FakeModel>(entry)?;
-        if model.description.states.is_empty() {
-            return Err(Failure::Status(CML_NOT_FOUND, "the model has no states".to_owned()));
-        }
         let mut memory = vec![];
         for (name, value) in zero_states(&model.description).map_err(invalid)?.iter() {
             let Value::Tensor(zeros) = value else { continue };

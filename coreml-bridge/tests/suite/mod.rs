@@ -1,0 +1,318 @@
+//! What every bridge must do, written once; `mount!` makes tests of it for one bridge.
+
+use std::{
+    error::Error as _,
+    thread,
+    time::{Duration, Instant},
+};
+
+use coreml_bridge::{
+    Bridge, Config, CoreMlHandle, Dtype, Error, Features, Kind, PredictOptions, Role, Status, Tensor, Value,
+    get_model_handle, register_model, register_model_as, unload_model,
+};
+
+/// A bridge, and a model of it with one tensor as input and at least one tensor among its outputs.
+#[derive(Clone)]
+pub(crate) struct Subject {
+    pub(crate) bridge: Bridge,
+    pub(crate) path: String,
+    pub(crate) input: &'static str,
+    pub(crate) output: &'static str,
+    /// What goes in; `f32`, of at least two dimensions that differ from one.
+    pub(crate) given: Tensor,
+    /// What comes out, and how far off it may be.
+    pub(crate) expected: Tensor,
+    pub(crate) tolerance: f32,
+    /// Shown when everything is released.
+    pub(crate) assert_clean: fn(),
+}
+
+impl Subject {
+    fn load(&self) -> CoreMlHandle {
+        self.bridge.load(&self.path, &Config::default()).expect("the model loads")
+    }
+
+    fn inputs(&self) -> Features {
+        Features::new().with(self.input, self.given.clone())
+    }
+
+    #[track_caller]
+    fn assert_expected(&self, outputs: &Features) {
+        let found = outputs.tensor(self.output).expect("the output is a tensor");
+        assert_eq!((found.dtype(), found.shape()), (self.expected.dtype(), self.expected.shape()));
+        let (found, expected) = (found.cast(Dtype::Float32), self.expected.cast(Dtype::Float32));
+        let pairs = found.iter::<f32>().unwrap().zip(expected.iter::<f32>().unwrap());
+        for (found, expected) in pairs {
+            assert!((found - expected).abs() <= self.tolerance, "{found} is not {expected}");
+        }
+    }
+}
+
+/// Waits until nobody but the test holds the tensor's memory.
+#[track_caller]
+pub(crate) fn await_unshared(tensor: &Tensor) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while tensor.shared_by() > 1 {
+        assert!(Instant::now() < deadline, "the memory is still shared by {}", tensor.shared_by());
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+pub(crate) fn the_bridge_says_what_it_is(subject: &Subject) {
+    let info = subject.bridge.info().unwrap();
+    assert!(!info.name.is_empty());
+    assert!(info.dtypes.contains(&Dtype::Float32));
+    assert!(info.devices.iter().any(|device| device.kind == "cpu"));
+}
+
+pub(crate) fn a_missing_model_is_an_error_that_names_it(subject: &Subject) {
+    let error = subject.bridge.load("no/such/model.mlpackage", &Config::default()).unwrap_err();
+    let Error::Load { path, source } = &error else { panic!("{error:?}") };
+    assert_eq!(&**path, "no/such/model.mlpackage");
+    assert_eq!(source.status, Status::NotFound);
+    assert!(error.source().is_some() && error.to_string().contains("no/such/model.mlpackage"));
+}
+
+pub(crate) fn a_model_describes_itself_and_predicts(subject: &Subject) {
+    let model = subject.load();
+    let spec = model.description().input(subject.input).and_then(|input| input.kind.tensor());
+    spec.expect("a tensor").accepts(Dtype::Float32, subject.given.shape()).unwrap();
+    assert!(model.description().output(subject.output).is_some());
+    subject.assert_expected(&model.predict(&subject.inputs()).unwrap());
+    subject.assert_expected(&model.clone().predict(&subject.inputs()).unwrap());
+}
+
+pub(crate) fn outputs_outlive_the_model_and_its_thread(subject: &Subject) {
+    let on_thread = subject.clone();
+    let outputs =
+        thread::spawn(move || on_thread.load().predict(&on_thread.inputs()).unwrap()).join().unwrap();
+    subject.assert_expected(&outputs);
+}
+
+pub(crate) fn an_input_is_not_copied_and_given_back(subject: &Subject) {
+    let model = subject.load();
+    let given = Tensor::from_vec(subject.given.shape(), subject.given.to_vec::<f32>().unwrap()).unwrap();
+    let inputs = Features::new().with(subject.input, given.clone());
+    assert_eq!(given.shared_by(), 2);
+    model.predict(&inputs).unwrap();
+    drop(inputs);
+    await_unshared(&given);
+    assert_eq!(given, subject.given, "and nobody wrote it");
+}
+
+pub(crate) fn a_strided_input_counts_by_its_strides(subject: &Subject) {
+    let (shape, rank) = (subject.given.shape(), subject.given.rank());
+    // The same numbers with the dimensions stored the other way round, and seen the right way round again.
+    let reversed: Vec<usize> = (0..rank).rev().collect();
+    let turned = subject.given.permute(&reversed).unwrap().to_dense().permute(&reversed).unwrap();
+    assert!(!turned.is_contiguous());
+    assert_eq!(turned, subject.given);
+    // And with gaps between the rows.
+    let (row, size) = (*shape.last().unwrap(), 4);
+    let mut padded_shape = shape.to_vec();
+    *padded_shape.last_mut().unwrap() = row + 3;
+    let mut elements = Vec::new();
+    for line in subject.given.to_vec::<f32>().unwrap().chunks(row) {
+        elements.extend_from_slice(line);
+        elements.extend([f32::NAN; 3]);
+    }
+    let padded = Tensor::from_vec(&padded_shape, elements).unwrap().narrow(rank - 1, 0..row).unwrap();
+    assert_eq!(padded.byte_len(), subject.given.len() * size);
+
+    let model = subject.load();
+    for tensor in [turned, padded] {
+        let inputs = Features::new().with(subject.input, tensor);
+        subject.assert_expected(&model.predict(&inputs).unwrap());
+    }
+}
+
+pub(crate) fn a_missing_input_is_named_with_what_it_takes(subject: &Subject) {
+    let model = subject.load();
+    let error = model.predict(&Features::new()).unwrap_err();
+    let Error::MissingInput { model: path, feature, expected } = &error else { panic!("{error:?}") };
+    assert_eq!((&**path, &**feature), (&*subject.path, subject.input));
+    assert!(expected.contains("tensor of float32"), "{expected}");
+}
+
+pub(crate) fn an_unknown_input_is_refused_with_the_known_ones(subject: &Subject) {
+    let model = subject.load();
+    let error = model.predict(&subject.inputs().with("not an input", 1.0)).unwrap_err();
+    let Error::UnknownFeature { role: Role::Input, feature, known, .. } = &error else { panic!("{error:?}") };
+    assert_eq!((&**feature, &known[..]), ("not an input", &[subject.input.to_owned()][..]));
+}
+
+pub(crate) fn a_wrong_kind_or_dtype_is_refused_before_it_crosses(subject: &Subject) {
+    let model = subject.load();
+    let error = model.predict(&Features::new().with(subject.input, "text")).unwrap_err();
+    assert!(
+        matches!(&error, Error::WrongKind { expected: Kind::Tensor, found: Kind::String, feature, .. }
+            if &**feature == subject.input),
+        "{error:?}"
+    );
+    let ints = subject.given.cast(Dtype::Int32);
+    let error = model.predict(&Features::new().with(subject.input, ints)).unwrap_err();
+    assert!(
+        matches!(&error, Error::WrongDtype { expected: Dtype::Float32, found: Dtype::Int32, .. }),
+        "{error:?}"
+    );
+    // The model is none the worse for it.
+    subject.assert_expected(&model.predict(&subject.inputs()).unwrap());
+}
+
+pub(crate) fn only_the_wanted_outputs_come_and_only_known_ones(subject: &Subject) {
+    let model = subject.load();
+    let wanted = [subject.output];
+    let options = PredictOptions { wanted: Some(&wanted), ..PredictOptions::default() };
+    let outputs = model.predict_with(&subject.inputs(), options).unwrap().outputs;
+    assert_eq!(outputs.names().collect::<Vec<_>>(), [subject.output]);
+    subject.assert_expected(&outputs);
+
+    let options = PredictOptions { wanted: Some(&["not an output"]), ..PredictOptions::default() };
+    let error = model.predict_with(&subject.inputs(), options).unwrap_err();
+    assert!(matches!(&error, Error::UnknownFeature { role: Role::Output, .. }), "{error:?}");
+}
+
+pub(crate) fn an_output_into_given_memory_is_the_same_output(subject: &Subject) {
+    let model = subject.load();
+    let backing = Tensor::zeros(subject.expected.dtype(), subject.expected.shape()).unwrap();
+    let address = backing.as_bytes().unwrap().as_ptr();
+    let backings = vec![(subject.output.to_owned(), backing)];
+    let prediction = model
+        .predict_with(&subject.inputs(), PredictOptions { backings, ..PredictOptions::default() })
+        .unwrap();
+    subject.assert_expected(&prediction.outputs);
+    let output = prediction.outputs.tensor(subject.output).unwrap();
+    if prediction.backings_used.iter().any(|name| name == subject.output) {
+        assert_eq!(output.as_bytes().unwrap().as_ptr(), address);
+    }
+
+    let wrong = vec![(subject.output.to_owned(), Tensor::scalar(1_i8))];
+    let error = model
+        .predict_with(&subject.inputs(), PredictOptions { backings: wrong, ..PredictOptions::default() })
+        .unwrap_err();
+    assert!(matches!(&error, Error::WrongDtype { .. }), "{error:?}");
+}
+
+pub(crate) fn shared_memory_given_for_an_output_is_never_written(subject: &Subject) {
+    let model = subject.load();
+    let backing = Tensor::zeros(subject.expected.dtype(), subject.expected.shape()).unwrap();
+    let kept = backing.clone();
+    let before = kept.clone();
+    let backings = vec![(subject.output.to_owned(), backing)];
+    let prediction = model
+        .predict_with(&subject.inputs(), PredictOptions { backings, ..PredictOptions::default() })
+        .unwrap();
+    subject.assert_expected(&prediction.outputs);
+    assert_eq!(kept, before);
+    assert!(kept.as_bytes().unwrap().iter().all(|&byte| byte == 0));
+}
+
+pub(crate) fn a_registered_model_is_found_on_its_thread_only(subject: &Subject) {
+    let model_ref = register_model(subject.load());
+    let handle = get_model_handle(model_ref).expect("registered on this thread");
+    subject.assert_expected(&handle.predict(&subject.inputs()).unwrap());
+    drop(handle);
+
+    let on_thread = subject.clone();
+    thread::spawn(move || {
+        assert!(get_model_handle(model_ref).is_none(), "another thread's registry is another registry");
+        // Its own instance, under the same name.
+        assert!(register_model_as(model_ref, on_thread.load()).is_none());
+        let handle = get_model_handle(model_ref).expect("registered here, too");
+        on_thread.assert_expected(&handle.predict(&on_thread.inputs()).unwrap());
+        // Left to the thread's end to release.
+    })
+    .join()
+    .unwrap();
+
+    assert!(get_model_handle(model_ref).is_some());
+    assert!(unload_model(model_ref).is_some());
+    assert!(unload_model(model_ref).is_none() && get_model_handle(model_ref).is_none());
+}
+
+pub(crate) fn a_handle_outlives_its_place_in_the_registry(subject: &Subject) {
+    let model_ref = register_model(subject.load());
+    let handle = get_model_handle(model_ref).unwrap();
+    drop(unload_model(model_ref));
+    subject.assert_expected(&handle.predict(&subject.inputs()).unwrap());
+}
+
+pub(crate) fn threads_with_instances_of_their_own_agree(subject: &Subject) {
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let subject = subject.clone();
+            thread::spawn(move || {
+                let model = subject.load();
+                for _ in 0..8 {
+                    subject.assert_expected(&model.predict(&subject.inputs()).unwrap());
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+pub(crate) fn the_state_of_a_model_without_states_is_empty(subject: &Subject) {
+    let model = subject.load();
+    assert!(model.description().states.is_empty());
+    let mut state = model.new_state().unwrap();
+    assert!(matches!(state.read("anything"), Err(Error::UnknownFeature { role: Role::State, .. })));
+    let options = PredictOptions { state: Some(&mut state), ..PredictOptions::default() };
+    subject.assert_expected(&model.predict_with(&subject.inputs(), options).unwrap().outputs);
+    state.fork().unwrap();
+}
+
+pub(crate) fn an_unknown_function_is_refused(subject: &Subject) {
+    let config = Config { function: Some("no such function".to_owned()), ..Config::default() };
+    let error = subject.bridge.load(&subject.path, &config).map(|_| ()).unwrap_err();
+    assert!(error.native().is_some(), "{error:?}");
+}
+
+pub(crate) fn a_value_has_one_type_whatever_made_it(subject: &Subject) {
+    let outputs = subject.load().predict(&subject.inputs()).unwrap();
+    for (_, value) in outputs.iter() {
+        if let Value::Tensor(tensor) = value {
+            assert!(tensor.is_contiguous(), "outputs are dense");
+        }
+    }
+}
+
+/// One test of each function above for a bridge.
+macro_rules! mount {
+    ($subject:path: $($(#[$meta:meta])* $test:ident)*) => {
+        $(
+            $(#[$meta])*
+            #[test]
+            fn $test() {
+                let subject = $subject();
+                suite::$test(&subject);
+                (subject.assert_clean)();
+            }
+        )*
+    };
+    ($subject:path) => {
+        mount! { $subject:
+            the_bridge_says_what_it_is
+            a_missing_model_is_an_error_that_names_it
+            a_model_describes_itself_and_predicts
+            outputs_outlive_the_model_and_its_thread
+            an_input_is_not_copied_and_given_back
+            a_strided_input_counts_by_its_strides
+            a_missing_input_is_named_with_what_it_takes
+            an_unknown_input_is_refused_with_the_known_ones
+            a_wrong_kind_or_dtype_is_refused_before_it_crosses
+            only_the_wanted_outputs_come_and_only_known_ones
+            an_output_into_given_memory_is_the_same_output
+            shared_memory_given_for_an_output_is_never_written
+            a_registered_model_is_found_on_its_thread_only
+            a_handle_outlives_its_place_in_the_registry
+            threads_with_instances_of_their_own_agree
+            the_state_of_a_model_without_states_is_empty
+            an_unknown_function_is_refused
+            a_value_has_one_type_whatever_made_it
+        }
+    };
+}
+pub(crate) use mount;
