@@ -16,8 +16,10 @@
  *  3. Nothing unwinds across the table, in either direction: no C++ or Objective-C exception, no Rust panic.
  *  4. No slot keeps caller memory past its return, but for `tensor_wrap`, which takes a counted owner whose
  *     release function runs exactly once, on ANY thread, possibly a second or more after the last call returned.
+ *     Wrapped memory is only read, unless it is a backing (rule 6).
  *  5. Tensors have strides, in elements. Read through `tensor_read` or inside `tensor_with_bytes`.
- *  6. Output backings are a hint; CmlOutput.backing_used reports whether the hint was taken.
+ *  6. Output backings are a hint; CmlOutput.backing_used reports whether the hint was taken. A backing is written only
+ *     until model_predict returns; after that whoever still holds it only reads.
  *  7. A state belongs to the model that made it; one prediction at a time may use it.
  *  8. What this bridge or this OS cannot do answers CML_UNSUPPORTED; no option is ever silently ignored.
  *  9. A compiled model in a temporary folder is deleted when the last handle on it is released.
