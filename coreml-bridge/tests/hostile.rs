@@ -465,7 +465,7 @@ fn an_old_system_knows_no_states_no_functions_and_no_int8() {
 fn tables_that_are_not_whole_are_refused() {
     let refused = |change: fn(&mut coreml_sys::CmlBridge)| {
         let fake = FakeBridge::builder().table(change).build();
-        // SAFETY: the table was leaked; what is wrong with it is found before it is used.
+        // SAFETY: the table is never freed; what is wrong with it is found before it is used.
         unsafe { Bridge::from_table(fake.table()) }.unwrap_err()
     };
     assert_eq!(refused(|table| table.abi_version = 2), BridgeError::Version { expected: 1, found: 2 });

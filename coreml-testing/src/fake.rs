@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread,
@@ -130,6 +130,8 @@ pub(crate) type Describe = dyn Fn(&str) -> Option<String> + Send + Sync;
 /// Everything behind one fake table; lives as long as the process, as tables do.
 pub(crate) struct Fake {
     pub(crate) objects: Objects,
+    /// Set once, when the fake is made.
+    table: OnceLock<CmlBridge>,
     pub(crate) behaviour: Mutex<Behaviour>,
     pub(crate) plan: Mutex<Option<Arc<Plan>>>,
     pub(crate) describe: Box<Describe>,
@@ -200,7 +202,7 @@ impl FakeBridge {
     /// If the table was spoilt with [`Builder::table`].
     #[must_use]
     pub fn bridge(self) -> Bridge {
-        // SAFETY: the table was leaked, and its slots keep the rules, but for what a test asks them to break within them.
+        // SAFETY: the table is never freed, and its slots keep the rules, but for what a test asks them to break within them.
         unsafe { Bridge::from_table(self.table) }.expect("a test that spoils the table uses `table()`")
     }
 
@@ -356,6 +358,7 @@ impl Builder {
         let Builder { describe, compute, behaviour, table: change } = self;
         let fake: &'static Fake = Objects::install(|objects| Fake {
             objects,
+            table: OnceLock::new(),
             behaviour: Mutex::new(behaviour),
             plan: Mutex::new(None),
             describe,
@@ -369,7 +372,7 @@ impl Builder {
         });
         let mut table = slots::table(fake);
         change(&mut table);
-        FakeBridge { fake, table: Box::leak(Box::new(table)) }
+        FakeBridge { fake, table: fake.table.get_or_init(|| table) }
     }
 }
 
