@@ -1,50 +1,68 @@
 //! Depthwise convolution: every input channel has its own outputs.
 
 use rayon::prelude::*;
+use rten_simd::{Isa, SimdOp};
 
 use super::planes::{Planes, Weighted};
 use super::scratch::Scratch;
 
 /// Multiply-adds above which channels are shared out among the threads.
-const PARALLEL: usize = 1 << 15;
+const PARALLEL: usize = 1 << 17;
 
-/// `out` is `[batch, channels * multiplier, ..]`, `input` is `[batch, channels, ..]`, `weight` is `[channels * multiplier, taps]`.
-pub(crate) fn depthwise(
-    planes: &Planes,
-    channels: usize,
-    multiplier: usize,
-    input: &[f32],
-    weight: &[f32],
-    bias: Option<&[f32]>,
-    out: &mut [f32],
-) {
-    let (input_len, output_len) = (planes.input_len(), planes.output_len());
-    if out.is_empty() {
-        return;
+/// A depthwise convolution of `[batch, channels, ..]` to `[batch, channels * multiplier, ..]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Depthwise<'a> {
+    pub(crate) planes: &'a Planes,
+    pub(crate) channels: usize,
+    pub(crate) multiplier: usize,
+    /// `[channels * multiplier, taps]`
+    pub(crate) weight: &'a [f32],
+    pub(crate) bias: Option<&'a [f32]>,
+}
+
+impl Depthwise<'_> {
+    pub(crate) fn run(self, input: &[f32], out: &mut [f32]) {
+        let size = self.multiplier * self.planes.output_len();
+        if size == 0 {
+            return;
+        }
+        let threads = rayon::current_num_threads();
+        if threads > 1 && out.len().saturating_mul(self.planes.taps()) >= PARALLEL {
+            let count = (out.len() / size).div_ceil(2 * threads).max(1);
+            out.par_chunks_mut(count * size).enumerate().for_each(|(i, out)| {
+                Channels { layer: self, first: i * count, input, out }.dispatch();
+            });
+        } else {
+            Channels { layer: self, first: 0, input, out }.dispatch();
+        }
     }
-    let taps = planes.taps();
-    // A few channels at a time: the scratch is fetched once for all.
-    let group = (1 << 14) / (multiplier * output_len * taps).max(1) + 1;
-    let block = |(index, out): (usize, &mut [f32])| {
+}
+
+/// Some channels of a batch, from number `first`.
+struct Channels<'a> {
+    layer: Depthwise<'a>,
+    first: usize,
+    input: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl SimdOp for Channels<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let Depthwise { planes, channels, multiplier, weight, bias } = self.layer;
+        let (input_len, output_len, taps) = (planes.input_len(), planes.output_len(), planes.taps());
         let mut padded = Scratch::new(planes.padded_len());
-        let mut flat = Scratch::new(planes.flat_len());
-        for (i, out) in out.chunks_exact_mut(multiplier * output_len).enumerate() {
-            let plane = index * group + i;
+        for (i, out) in self.out.chunks_exact_mut(multiplier * output_len).enumerate() {
+            let plane = self.first + i;
             let first = (plane % channels) * multiplier;
-            let source = &input[plane * input_len..][..input_len];
-            planes.fill(&mut padded, source, 0.0, |x| x);
+            planes.fill(&mut padded, &self.input[plane * input_len..][..input_len], 0.0, |x| x);
             for (j, out) in out.chunks_exact_mut(output_len).enumerate() {
                 let weight = &weight[(first + j) * taps..][..taps];
                 let start = bias.map_or(0.0, |bias| bias[first + j]);
-                planes.fold(&padded, &mut flat, out, start, Weighted(weight));
+                planes.fold_in(isa, &padded, out, start, Weighted(weight));
             }
         }
-    };
-    let parallel = rayon::current_num_threads() > 1 && out.len().saturating_mul(taps) >= PARALLEL;
-    let size = group * multiplier * output_len;
-    if parallel {
-        out.par_chunks_mut(size).enumerate().for_each(block);
-    } else {
-        out.chunks_mut(size).enumerate().for_each(block);
     }
 }

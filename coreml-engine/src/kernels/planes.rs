@@ -2,7 +2,7 @@
 //!
 //! The channel is copied once into a padded plane. With strides it is split by phase (columns `0, s, 2s, ..` then `1, s + 1, ..`),
 //! so that element `t` of all windows lies side by side: the result is a fold of shifted contiguous runs, whatever the kernel,
-//! stride, dilation, padding and rank. No element is bounds-checked against the image and every load is a full vector.
+//! stride, dilation, padding and rank. No element is checked against the border of the image and every load is a full vector.
 
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, Simd, SimdOp};
@@ -10,6 +10,9 @@ use rten_simd::{Isa, Simd, SimdOp};
 use super::window::Axis;
 use crate::error::KernelError;
 use crate::ops::Run;
+
+/// No tile of vectors is longer.
+pub(crate) const SLACK: usize = 64;
 
 /// Where the elements of the windows lie in the padded plane. Depends on shapes only.
 #[derive(Debug)]
@@ -77,15 +80,9 @@ impl Planes {
         self.axes.iter().map(|axis| axis.output).product()
     }
 
-    /// Elements of the padded plane.
+    /// Elements of the padded plane, with room for a vector to be read at each of its elements.
     pub(crate) fn padded_len(&self) -> usize {
-        self.phases.iter().map(Vec::len).chain(self.size).product()
-    }
-
-    /// Elements from the place of the first window to that of the last.
-    pub(crate) fn flat_len(&self) -> usize {
-        let last = self.axes.map(|axis| axis.output - 1);
-        (last[0] * self.size[1] + last[1]) * self.size[2] + last[2] + 1
+        self.phases.iter().map(Vec::len).chain(self.size).product::<usize>() + SLACK
     }
 
     /// Number of elements of a window.
@@ -94,6 +91,7 @@ impl Planes {
     }
 
     /// Copies a channel into the padded plane, with `map` applied.
+    #[inline(always)]
     pub(crate) fn fill(
         &self,
         padded: &mut [f32],
@@ -130,6 +128,7 @@ impl Planes {
         (q * axis.stride + phase).checked_sub(axis.before).filter(|&i| i < axis.input)
     }
 
+    #[inline(always)]
     fn fill_row(
         &self,
         row: &mut [f32],
@@ -159,16 +158,28 @@ impl Planes {
         }
     }
 
-    /// Folds the windows of a padded plane into `out`; `flat` is scratch of [`Planes::flat_len`] elements.
-    pub(crate) fn fold<F: Fold>(
+    /// Folds the windows of a padded plane into `out`, which has [`Planes::output_len`] elements.
+    pub(crate) fn fold<F: Fold>(&self, padded: &[f32], out: &mut [f32], start: f32, fold: F) {
+        FoldPlane { planes: self, padded, out, start, fold }.dispatch();
+    }
+
+    /// As [`Planes::fold`], inside of a vector operation.
+    #[inline(always)]
+    pub(crate) fn fold_in<I: Isa, F: Fold>(
         &self,
+        isa: I,
         padded: &[f32],
-        flat: &mut [f32],
         out: &mut [f32],
         start: f32,
         fold: F,
     ) {
-        FoldPlane { planes: self, padded, flat, out, start, fold }.dispatch();
+        let [_, height, width] = self.axes.map(|axis| axis.output);
+        let [_, pitch_y, pitch_x] = self.size;
+        for (z, out) in out.chunks_exact_mut(height * width).enumerate() {
+            let image =
+                Image { padded: &padded[z * pitch_y * pitch_x..], pitch: pitch_x, offsets: &self.offsets };
+            fold_image(isa, image, height, width, out, start, fold);
+        }
     }
 }
 
@@ -218,7 +229,6 @@ impl Fold for Weighted<'_> {
 struct FoldPlane<'a, F> {
     planes: &'a Planes,
     padded: &'a [f32],
-    flat: &'a mut [f32],
     out: &'a mut [f32],
     start: f32,
     fold: F,
@@ -229,84 +239,98 @@ impl<F: Fold> SimdOp for FoldPlane<'_, F> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let Self { planes, padded, flat, out, start, fold } = self;
-        let [_, height, width] = planes.axes.map(|axis| axis.output);
-        let [_, pitch_y, pitch_x] = planes.size;
-        let offsets = &planes.offsets[..];
-        let place = |row: usize| ((row / height) * pitch_y + row % height) * pitch_x;
-        // Rows shorter than a vector are computed all at once, with what lies between them.
-        if width >= isa.f32().len() {
-            for (row, out) in out.chunks_exact_mut(width).enumerate() {
-                fold_run(isa, padded, offsets, place(row), out, start, fold);
-            }
-        } else {
-            fold_run(isa, padded, offsets, 0, flat, start, fold);
-            for (row, out) in out.chunks_exact_mut(width).enumerate() {
-                let from = place(row);
-                out.copy_from_slice(&flat[from..from + width]);
-            }
-        }
+        let Self { planes, padded, out, start, fold } = self;
+        planes.fold_in(isa, padded, out, start, fold);
     }
 }
 
-/// `out[i]` is the fold over all offsets of `padded[place + offset + i]`.
+/// The part of a padded plane that one image of the result is folded from.
+#[derive(Clone, Copy)]
+struct Image<'a> {
+    padded: &'a [f32],
+    pitch: usize,
+    offsets: &'a [usize],
+}
+
+/// Tiles of rows and vectors: enough independent sums to hide the latency of one. Where a row or the last rows do not fill a tile,
+/// the tile lies further up or left, and what it covers twice comes out the same.
 #[inline(always)]
-fn fold_run<I: Isa, F: Fold>(
+fn fold_image<I: Isa, F: Fold>(
     isa: I,
-    padded: &[f32],
-    offsets: &[usize],
-    place: usize,
+    image: Image<'_>,
+    height: usize,
+    width: usize,
     out: &mut [f32],
     start: f32,
     fold: F,
 ) {
     let lanes = isa.f32().len();
-    let count = out.len();
-    let mut i = 0;
-    while i + 4 * lanes <= count {
-        fold_vectors::<I, F, 4>(isa, padded, offsets, place + i, &mut out[i..], start, fold);
-        i += 4 * lanes;
-    }
-    while i + lanes <= count {
-        fold_vectors::<I, F, 1>(isa, padded, offsets, place + i, &mut out[i..], start, fold);
-        i += lanes;
-    }
-    if i == count {
-        return;
-    }
-    if count >= lanes {
-        // The last vector again, further left: what it covers twice comes out the same.
-        let i = count - lanes;
-        fold_vectors::<I, F, 1>(isa, padded, offsets, place + i, &mut out[i..], start, fold);
-    } else {
-        let mut sum = isa.f32().splat(start);
-        for (tap, &offset) in offsets.iter().enumerate() {
-            let (x, _) = isa.f32().load_pad(&padded[place + offset..][..count]);
-            sum = fold.step(isa, tap, sum, x);
+    let mut y = 0;
+    while y < height {
+        let mut x = 0;
+        if height < 4 {
+            while x < width {
+                if x + 4 * lanes <= width {
+                    fold_tile::<I, F, 1, 4>(isa, image, [y, x], width, out, start, fold);
+                    x += 4 * lanes;
+                } else {
+                    let at = if width >= lanes { x.min(width - lanes) } else { 0 };
+                    fold_tile::<I, F, 1, 1>(isa, image, [y, at], width, out, start, fold);
+                    x = at + lanes;
+                }
+            }
+            y += 1;
+            continue;
         }
-        out.copy_from_slice(&sum.to_array().as_ref()[..count]);
+        let top = y.min(height - 4);
+        while x < width {
+            if x + 2 * lanes <= width {
+                fold_tile::<I, F, 4, 2>(isa, image, [top, x], width, out, start, fold);
+                x += 2 * lanes;
+            } else {
+                let at = if width >= lanes { x.min(width - lanes) } else { 0 };
+                fold_tile::<I, F, 4, 1>(isa, image, [top, at], width, out, start, fold);
+                x = at + lanes;
+            }
+        }
+        y = top + 4;
     }
 }
 
+/// Windows `[y..y + R, x..x + V vectors]`. A vector that is longer than a row spills into the next one, which is written after it;
+/// at the end of the image it is cut.
 #[inline(always)]
-fn fold_vectors<I: Isa, F: Fold, const N: usize>(
+fn fold_tile<I: Isa, F: Fold, const R: usize, const V: usize>(
     isa: I,
-    padded: &[f32],
-    offsets: &[usize],
-    place: usize,
+    image: Image<'_>,
+    [y, x]: [usize; 2],
+    width: usize,
     out: &mut [f32],
     start: f32,
     fold: F,
 ) {
     let ops = isa.f32();
-    let mut sums = [ops.splat(start); N];
-    for (tap, &offset) in offsets.iter().enumerate() {
-        let xs = ops.load_many::<N>(&padded[place + offset..]);
-        for (sum, x) in sums.iter_mut().zip(xs) {
-            *sum = fold.step(isa, tap, *sum, x);
+    let lanes = ops.len();
+    let mut sums = [[ops.splat(start); V]; R];
+    for (tap, &offset) in image.offsets.iter().enumerate() {
+        let from = &image.padded[offset + y * image.pitch + x..];
+        for r in 0..R {
+            let xs = ops.load_many::<V>(&from[r * image.pitch..]);
+            for v in 0..V {
+                sums[r][v] = fold.step(isa, tap, sums[r][v], xs[v]);
+            }
         }
     }
-    for (sum, out) in sums.into_iter().zip(out.chunks_exact_mut(ops.len())) {
-        ops.store(sum, out);
+    for (r, sums) in sums.into_iter().enumerate() {
+        let to = &mut out[(y + r) * width + x..];
+        if to.len() >= V * lanes {
+            for (sum, to) in sums.into_iter().zip(to.chunks_exact_mut(lanes)) {
+                ops.store(sum, to);
+            }
+        } else {
+            for (sum, to) in sums.into_iter().zip(to.chunks_mut(lanes)) {
+                to.copy_from_slice(&sum.to_array().as_ref()[..to.len()]);
+            }
+        }
     }
 }

@@ -13,7 +13,7 @@ use super::{Input, Kernel, OpBuilder, OpDef, Run, parameter};
 use crate::error::{KernelError, OpError};
 use crate::ir::Opset::{Ios13, Ios17};
 use crate::kernels::conv::{Columns, scatter_columns};
-use crate::kernels::depthwise::depthwise;
+use crate::kernels::depthwise::Depthwise;
 use crate::kernels::gemm::PackedRows;
 use crate::kernels::planes::Planes;
 use crate::kernels::window::{Axis, Padding, PerShape, Step, positive};
@@ -306,7 +306,8 @@ impl Convolution {
             match (weight, &places.planes) {
                 (Weight::Depthwise(weight), Some(planes)) => {
                     let multiplier = parameters.outputs / parameters.inputs.max(1);
-                    depthwise(planes, parameters.inputs, multiplier, dense.data(), weight, bias, data);
+                    let channels = parameters.inputs;
+                    Depthwise { planes, channels, multiplier, weight, bias }.run(dense.data(), data);
                 }
                 (Weight::Product(groups), _) => {
                     let channels = parameters.inputs / parameters.groups;

@@ -105,21 +105,20 @@ fn pool(op: &mut OpBuilder<'_>, pool: Pool) -> Result<Kernel, OpError> {
         let source = input.data();
         let one_plane = |(i, out): (usize, &mut [f32])| {
             let mut padded = Scratch::new(planes.padded_len());
-            let mut flat = Scratch::new(planes.flat_len());
             let plane = &source[i * input_len..][..input_len];
             match pool {
                 Pool::Max => {
                     planes.fill(&mut padded, plane, f32::NEG_INFINITY, |x| x);
-                    planes.fold(&padded, &mut flat, out, f32::NEG_INFINITY, Max);
+                    planes.fold(&padded, out, f32::NEG_INFINITY, Max);
                 }
                 Pool::Average => {
                     planes.fill(&mut padded, plane, 0.0, |x| x);
-                    planes.fold(&padded, &mut flat, out, 0.0, Sum);
+                    planes.fold(&padded, out, 0.0, Sum);
                     out.iter_mut().zip(&layout.weights).for_each(|(x, weight)| *x *= weight);
                 }
                 Pool::L2 => {
                     planes.fill(&mut padded, plane, 0.0, |x| x * x);
-                    planes.fold(&padded, &mut flat, out, 0.0, Sum);
+                    planes.fold(&padded, out, 0.0, Sum);
                     out.iter_mut().for_each(|x| *x = x.sqrt());
                 }
             }
