@@ -57,7 +57,7 @@ impl SimdOp for Channels<'_> {
         for (i, out) in self.out.chunks_exact_mut(multiplier * output_len).enumerate() {
             let plane = self.first + i;
             let first = (plane % channels) * multiplier;
-            planes.fill(&mut padded, &self.input[plane * input_len..][..input_len], 0.0, |x| x);
+            planes.fill_in(isa, &mut padded, &self.input[plane * input_len..][..input_len], 0.0);
             for (j, out) in out.chunks_exact_mut(output_len).enumerate() {
                 let weight = &weight[(first + j) * taps..][..taps];
                 let start = bias.map_or(0.0, |bias| bias[first + j]);

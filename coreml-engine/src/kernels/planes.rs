@@ -22,8 +22,18 @@ pub(crate) struct Planes {
     phases: [Vec<usize>; 3],
     /// Extent of one phase.
     size: [usize; 3],
+    /// Per phase of the last axis, which of its steps are elements of the input.
+    spans: Vec<Span>,
     /// Per element of the window, its offset from the window's place.
     offsets: Vec<usize>,
+}
+
+/// Steps `first..first + count` of a phase are every `stride`-th element of the input from `start` on; the others are padding.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    first: usize,
+    start: usize,
+    count: usize,
 }
 
 impl Planes {
@@ -46,7 +56,8 @@ impl Planes {
                 }
             }
         }
-        Ok(Self { axes, phases, size, offsets })
+        let spans = phases[2].iter().map(|&phase| Self::span(&axes[2], phase, size[2])).collect();
+        Ok(Self { axes, phases, size, spans, offsets })
     }
 
     /// The phases in use, and per element of the window the index of its phase and its step in it.
@@ -90,31 +101,29 @@ impl Planes {
         self.offsets.len()
     }
 
-    /// Copies a channel into the padded plane, with `map` applied.
+    /// Copies a channel into the padded plane.
     #[inline(always)]
-    pub(crate) fn fill(
-        &self,
-        padded: &mut [f32],
-        input: &[f32],
-        padding: f32,
-        map: impl Fn(f32) -> f32 + Copy,
-    ) {
+    pub(crate) fn fill_in<I: Isa>(&self, isa: I, padded: &mut [f32], input: &[f32], padding: f32) {
         let [_, height, width] = self.axes.map(|axis| axis.input);
-        let mut rows = padded.chunks_exact_mut(self.size[2]);
+        let pitch = self.size[2];
+        let mut row = 0;
         for &pz in &self.phases[0] {
             for &py in &self.phases[1] {
-                for &px in &self.phases[2] {
+                for span in &self.spans {
                     for z in 0..self.size[0] {
                         let z = Self::source(&self.axes[0], z, pz);
                         for y in 0..self.size[1] {
-                            let Some(row) = rows.next() else { return };
+                            let to = &mut padded[row..];
+                            row += pitch;
                             match (z, Self::source(&self.axes[1], y, py)) {
-                                (Some(z), Some(y)) => {
-                                    let start = (z * height + y) * width;
-                                    let source = &input[start..start + width];
-                                    self.fill_row(row, source, px, padding, map);
+                                (Some(z), Some(y)) if span.count > 0 => {
+                                    let from = &input[(z * height + y) * width + span.start..];
+                                    to[..span.first].fill(padding);
+                                    let body = &mut to[span.first..];
+                                    copy_strided(isa, body, from, span.count, self.axes[2].stride);
+                                    to[span.first + span.count..pitch].fill(padding);
                                 }
-                                _ => row.fill(padding),
+                                _ => to[..pitch].fill(padding),
                             }
                         }
                     }
@@ -124,46 +133,33 @@ impl Planes {
     }
 
     /// Which element of the input lies at step `q` of a phase.
+    #[inline(always)]
     fn source(axis: &Axis, q: usize, phase: usize) -> Option<usize> {
         (q * axis.stride + phase).checked_sub(axis.before).filter(|&i| i < axis.input)
     }
 
-    #[inline(always)]
-    fn fill_row(
+    /// Which steps of a phase are elements of the input.
+    fn span(axis: &Axis, phase: usize, size: usize) -> Span {
+        let first = axis.before.saturating_sub(phase).div_ceil(axis.stride).min(size);
+        let start = (first * axis.stride + phase).saturating_sub(axis.before);
+        let count = axis.input.saturating_sub(start).div_ceil(axis.stride).min(size - first);
+        Span { first, start, count }
+    }
+
+    /// Folds the windows of a channel into `out`, which has [`Planes::output_len`] elements; `padded` is scratch of
+    /// [`Planes::padded_len`].
+    pub(crate) fn fold<F: Fold>(
         &self,
-        row: &mut [f32],
-        source: &[f32],
-        phase: usize,
+        input: &[f32],
+        padded: &mut [f32],
+        out: &mut [f32],
         padding: f32,
-        map: impl Fn(f32) -> f32,
+        fold: F,
     ) {
-        let Axis { before, stride, .. } = self.axes[2];
-        let first = before.saturating_sub(phase).div_ceil(stride).min(row.len());
-        let (lead, rest) = row.split_at_mut(first);
-        lead.fill(padding);
-        let from = source.get(first * stride + phase - before.min(first * stride + phase)..).unwrap_or(&[]);
-        let count = from.len().div_ceil(stride).min(rest.len());
-        let (body, tail) = rest.split_at_mut(count);
-        tail.fill(padding);
-        match stride {
-            1 => body.iter_mut().zip(from).for_each(|(to, &x)| *to = map(x)),
-            2 => {
-                let (pairs, odd) = from.as_chunks::<2>();
-                body.iter_mut().zip(pairs).for_each(|(to, &[x, _])| *to = map(x));
-                if let ([x], Some(to)) = (odd, body.get_mut(pairs.len())) {
-                    *to = map(*x);
-                }
-            }
-            _ => body.iter_mut().zip(from.iter().step_by(stride)).for_each(|(to, &x)| *to = map(x)),
-        }
+        FoldPlane { planes: self, input, padded, out, padding, fold }.dispatch();
     }
 
     /// Folds the windows of a padded plane into `out`, which has [`Planes::output_len`] elements.
-    pub(crate) fn fold<F: Fold>(&self, padded: &[f32], out: &mut [f32], start: f32, fold: F) {
-        FoldPlane { planes: self, padded, out, start, fold }.dispatch();
-    }
-
-    /// As [`Planes::fold`], inside of a vector operation.
     #[inline(always)]
     pub(crate) fn fold_in<I: Isa, F: Fold>(
         &self,
@@ -200,6 +196,17 @@ impl Fold for Sum {
     }
 }
 
+/// The sum of squares.
+#[derive(Clone, Copy)]
+pub(crate) struct SquareSum;
+
+impl Fold for SquareSum {
+    #[inline(always)]
+    fn step<I: Isa>(self, isa: I, _: usize, sum: I::F32, x: I::F32) -> I::F32 {
+        isa.f32().mul_add(x, x, sum)
+    }
+}
+
 /// The largest; NaN if there is one.
 #[derive(Clone, Copy)]
 pub(crate) struct Max;
@@ -228,9 +235,10 @@ impl Fold for Weighted<'_> {
 
 struct FoldPlane<'a, F> {
     planes: &'a Planes,
-    padded: &'a [f32],
+    input: &'a [f32],
+    padded: &'a mut [f32],
     out: &'a mut [f32],
-    start: f32,
+    padding: f32,
     fold: F,
 }
 
@@ -239,8 +247,60 @@ impl<F: Fold> SimdOp for FoldPlane<'_, F> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let Self { planes, padded, out, start, fold } = self;
-        planes.fold_in(isa, padded, out, start, fold);
+        let Self { planes, input, padded, out, padding, fold } = self;
+        planes.fill_in(isa, padded, input, padding);
+        planes.fold_in(isa, padded, out, padding, fold);
+    }
+}
+
+/// `to[i] = from[i * stride]` for `i` in `0..count`. What follows in `to` may be overwritten: the caller writes it afterwards.
+#[inline(always)]
+fn copy_strided<I: Isa>(isa: I, to: &mut [f32], from: &[f32], count: usize, stride: usize) {
+    match stride {
+        1 => copy_spilling(isa, to, from, count),
+        2 => {
+            const CHUNK: usize = 16;
+            let mut i = 0;
+            while i < count {
+                let mut rest = [0.0; 2 * CHUNK];
+                let from = &from[2 * i..];
+                let pairs = match from.first_chunk::<{ 2 * CHUNK }>() {
+                    Some(pairs) => pairs,
+                    None => {
+                        rest[..from.len()].copy_from_slice(from);
+                        &rest
+                    }
+                };
+                let mut even = [0.0; CHUNK];
+                for (even, pair) in even.iter_mut().zip(pairs.as_chunks::<2>().0) {
+                    *even = pair[0];
+                }
+                match to[i..].first_chunk_mut::<CHUNK>() {
+                    Some(to) => *to = even,
+                    None => to[i..count].copy_from_slice(&even[..count - i]),
+                }
+                i += CHUNK;
+            }
+        }
+        _ => to[..count].iter_mut().zip(from.iter().step_by(stride)).for_each(|(to, &x)| *to = x),
+    }
+}
+
+/// Copies `count` elements a vector at a time; the last vector may write more than that, where there is room.
+#[inline(always)]
+pub(crate) fn copy_spilling<I: Isa>(isa: I, to: &mut [f32], from: &[f32], count: usize) {
+    let ops = isa.f32();
+    let lanes = ops.len();
+    let mut i = 0;
+    while i < count {
+        match (to[i..].get_mut(..lanes), from[i..].get(..lanes)) {
+            (Some(to), Some(from)) => ops.store(ops.load(from), to),
+            _ => {
+                to[i..count].copy_from_slice(&from[i..count]);
+                return;
+            }
+        }
+        i += lanes;
     }
 }
 
@@ -315,7 +375,8 @@ fn fold_tile<I: Isa, F: Fold, const R: usize, const V: usize>(
     for (tap, &offset) in image.offsets.iter().enumerate() {
         let from = &image.padded[offset + y * image.pitch + x..];
         for r in 0..R {
-            let xs = ops.load_many::<V>(&from[r * image.pitch..]);
+            // Cut first, so that the load has nothing left to check.
+            let xs = ops.load_many::<V>(&from[r * image.pitch..][..V * lanes]);
             for v in 0..V {
                 sums[r][v] = fold.step(isa, tap, sums[r][v], xs[v]);
             }

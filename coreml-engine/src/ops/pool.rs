@@ -8,7 +8,7 @@ use rten_tensor::prelude::*;
 use super::{Kernel, OpBuilder, OpDef, parameter};
 use crate::error::{KernelError, OpError};
 use crate::ir::Opset::Ios13;
-use crate::kernels::planes::{Max, Planes, Sum};
+use crate::kernels::planes::{Max, Planes, SquareSum, Sum};
 use crate::kernels::scratch::Scratch;
 use crate::kernels::window::{Axis, Padding, PerShape, Step, positive};
 use crate::value::one;
@@ -107,18 +107,13 @@ fn pool(op: &mut OpBuilder<'_>, pool: Pool) -> Result<Kernel, OpError> {
             let mut padded = Scratch::new(planes.padded_len());
             let plane = &source[i * input_len..][..input_len];
             match pool {
-                Pool::Max => {
-                    planes.fill(&mut padded, plane, f32::NEG_INFINITY, |x| x);
-                    planes.fold(&padded, out, f32::NEG_INFINITY, Max);
-                }
+                Pool::Max => planes.fold(plane, &mut padded, out, f32::NEG_INFINITY, Max),
                 Pool::Average => {
-                    planes.fill(&mut padded, plane, 0.0, |x| x);
-                    planes.fold(&padded, out, 0.0, Sum);
+                    planes.fold(plane, &mut padded, out, 0.0, Sum);
                     out.iter_mut().zip(&layout.weights).for_each(|(x, weight)| *x *= weight);
                 }
                 Pool::L2 => {
-                    planes.fill(&mut padded, plane, 0.0, |x| x * x);
-                    planes.fold(&padded, out, 0.0, Sum);
+                    planes.fold(plane, &mut padded, out, 0.0, SquareSum);
                     out.iter_mut().for_each(|x| *x = x.sqrt());
                 }
             }
