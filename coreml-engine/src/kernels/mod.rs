@@ -4,7 +4,6 @@
 //! allocated after the first prediction.
 
 pub(crate) mod conv;
-pub(crate) mod depthwise;
 pub(crate) mod gemm;
 pub(crate) mod planes;
 pub(crate) mod scratch;

@@ -4,9 +4,11 @@
 //! so that element `t` of all windows lies side by side: the result is a fold of shifted contiguous runs, whatever the kernel,
 //! stride, dilation, padding and rank. No element is checked against the border of the image and every load is a full vector.
 
+use rayon::prelude::*;
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, Simd, SimdOp};
 
+use super::scratch::Scratch;
 use super::window::Axis;
 use crate::error::KernelError;
 use crate::ops::Run;
@@ -14,12 +16,21 @@ use crate::ops::Run;
 /// No tile of vectors is longer.
 pub(crate) const SLACK: usize = 64;
 
+/// Elements of padded planes that are filled before they are read: they fit the first cache with their result, and are many enough
+/// that what is read was not written just before.
+const CACHED: usize = 6 << 10;
+
+/// Multiply-adds above which channels are shared out among the threads.
+const PARALLEL: usize = 1 << 17;
+
 /// Where the elements of the windows lie in the padded plane. Depends on shapes only.
 #[derive(Debug)]
 pub(crate) struct Planes {
     axes: [Axis; 3],
     /// Per axis, the phases that some element of the window has.
     phases: [Vec<usize>; 3],
+    /// Rows of the result that one filling of the plane serves; all of them, or few enough for the first cache.
+    band: usize,
     /// Extent of one phase.
     size: [usize; 3],
     /// Per phase of the last axis, which of its steps are elements of the input.
@@ -37,12 +48,30 @@ struct Span {
 }
 
 impl Planes {
-    pub(crate) fn new(run: &Run<'_, '_>, axes: [Axis; 3]) -> Result<Self, KernelError> {
+    /// Planes that hold a whole channel.
+    pub(crate) fn whole(run: &Run<'_, '_>, axes: [Axis; 3]) -> Result<Self, KernelError> {
+        Self::new(run, axes, axes[1].output)
+    }
+
+    /// Planes that hold as many rows as the first cache does.
+    pub(crate) fn banded(run: &Run<'_, '_>, axes: [Axis; 3]) -> Result<Self, KernelError> {
+        let whole = Self::whole(run, axes)?;
+        if whole.padded_len() <= CACHED || axes[0].kernel * axes[0].output > 1 {
+            return Ok(whole);
+        }
+        let rows_of_one = whole.phases[1].len() * whole.phases[2].len() * whole.size[2];
+        let halo = whole.size[1] - axes[1].output;
+        let band = (CACHED / rows_of_one).saturating_sub(halo).max(4 * halo).next_multiple_of(4);
+        Self::new(run, axes, band.clamp(1, axes[1].output))
+    }
+
+    fn new(run: &Run<'_, '_>, axes: [Axis; 3], band: usize) -> Result<Self, KernelError> {
         run.check_size(&axes.map(|axis| axis.kernel))?;
         let split = axes.map(|axis| Self::split(&axis));
+        let extents = [axes[0].output, band, axes[2].output];
         let size: [usize; 3] = std::array::from_fn(|i| {
             let furthest = split[i].1.iter().map(|&(_, step)| step).max().unwrap_or(0);
-            furthest + axes[i].output
+            furthest + extents[i]
         });
         let phases = split.each_ref().map(|(phases, _)| phases.clone());
         let [z, y, x] = phases.each_ref().map(Vec::len);
@@ -57,7 +86,7 @@ impl Planes {
             }
         }
         let spans = phases[2].iter().map(|&phase| Self::span(&axes[2], phase, size[2])).collect();
-        Ok(Self { axes, phases, size, spans, offsets })
+        Ok(Self { axes, phases, band, size, spans, offsets })
     }
 
     /// The phases in use, and per element of the window the index of its phase and its step in it.
@@ -101,9 +130,16 @@ impl Planes {
         self.offsets.len()
     }
 
-    /// Copies a channel into the padded plane.
+    /// Copies what rows `first..first + band` of the result read of a channel into the padded plane.
     #[inline(always)]
-    pub(crate) fn fill_in<I: Isa>(&self, isa: I, padded: &mut [f32], input: &[f32], padding: f32) {
+    pub(crate) fn fill_in<I: Isa>(
+        &self,
+        isa: I,
+        padded: &mut [f32],
+        input: &[f32],
+        first: usize,
+        padding: f32,
+    ) {
         let [_, height, width] = self.axes.map(|axis| axis.input);
         let pitch = self.size[2];
         let mut row = 0;
@@ -115,7 +151,7 @@ impl Planes {
                         for y in 0..self.size[1] {
                             let to = &mut padded[row..];
                             row += pitch;
-                            match (z, Self::source(&self.axes[1], y, py)) {
+                            match (z, Self::source(&self.axes[1], first + y, py)) {
                                 (Some(z), Some(y)) if span.count > 0 => {
                                     let from = &input[(z * height + y) * width + span.start..];
                                     to[..span.first].fill(padding);
@@ -146,35 +182,103 @@ impl Planes {
         Span { first, start, count }
     }
 
-    /// Folds the windows of a channel into `out`, which has [`Planes::output_len`] elements; `padded` is scratch of
-    /// [`Planes::padded_len`].
+    /// Folds the windows of every channel of `input` into `multiplier` channels of `out`. `fold` says what a channel of `out`
+    /// begins with and what is done with its elements.
     pub(crate) fn fold<F: Fold>(
         &self,
         input: &[f32],
-        padded: &mut [f32],
         out: &mut [f32],
+        multiplier: usize,
         padding: f32,
-        fold: F,
+        fold: impl Fn(usize) -> (f32, F) + Copy + Sync,
     ) {
-        FoldPlane { planes: self, input, padded, out, padding, fold }.dispatch();
+        let size = multiplier * self.output_len();
+        if size == 0 {
+            return;
+        }
+        let threads = rayon::current_num_threads();
+        let channels = if threads > 1 && out.len().saturating_mul(self.taps()) >= PARALLEL {
+            (out.len() / size).div_ceil(2 * threads).max(1)
+        } else {
+            out.len() / size
+        };
+        let task = |(i, out): (usize, &mut [f32])| {
+            let first = i * channels;
+            let input = &input[first * self.input_len()..];
+            FoldChannels {
+                planes: self,
+                input,
+                out,
+                multiplier,
+                padding,
+                fold: |i| fold(first * multiplier + i),
+            }
+            .dispatch();
+        };
+        if channels * size < out.len() {
+            out.par_chunks_mut(channels * size).enumerate().for_each(task);
+        } else {
+            task((0, out));
+        }
     }
 
-    /// Folds the windows of a padded plane into `out`, which has [`Planes::output_len`] elements.
+    /// Folds the windows of rows `first..first + band` into their place in `out`.
     #[inline(always)]
-    pub(crate) fn fold_in<I: Isa, F: Fold>(
+    fn fold_band<I: Isa, F: Fold>(
         &self,
         isa: I,
         padded: &[f32],
+        first: usize,
         out: &mut [f32],
         start: f32,
         fold: F,
     ) {
         let [_, height, width] = self.axes.map(|axis| axis.output);
         let [_, pitch_y, pitch_x] = self.size;
+        let rows = (height - first).min(self.band);
         for (z, out) in out.chunks_exact_mut(height * width).enumerate() {
+            let out = &mut out[first * width..][..rows * width];
             let image =
                 Image { padded: &padded[z * pitch_y * pitch_x..], pitch: pitch_x, offsets: &self.offsets };
-            fold_image(isa, image, height, width, out, start, fold);
+            fold_image(isa, image, rows, width, out, start, fold);
+        }
+    }
+}
+
+/// [`Planes::fold`] on one thread.
+struct FoldChannels<'a, M> {
+    planes: &'a Planes,
+    input: &'a [f32],
+    out: &'a mut [f32],
+    multiplier: usize,
+    padding: f32,
+    fold: M,
+}
+
+impl<F: Fold, M: Fn(usize) -> (f32, F)> SimdOp for FoldChannels<'_, M> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let Self { planes, input, out, multiplier, padding, fold } = self;
+        let (input_len, output_len, padded_len) =
+            (planes.input_len(), planes.output_len(), planes.padded_len());
+        let height = planes.axes[1].output;
+        let batch = (CACHED / padded_len).max(1);
+        let mut padded = Scratch::new(batch * padded_len);
+        for (group, out) in out.chunks_mut(batch * multiplier * output_len).enumerate() {
+            let channels = out.len() / (multiplier * output_len);
+            for first in (0..height).step_by(planes.band) {
+                for (c, padded) in padded.chunks_exact_mut(padded_len).take(channels).enumerate() {
+                    let input = &input[(group * batch + c) * input_len..][..input_len];
+                    planes.fill_in(isa, padded, input, first, padding);
+                }
+                for (i, out) in out.chunks_exact_mut(output_len).enumerate() {
+                    let (start, step) = fold(group * batch * multiplier + i);
+                    let padded = &padded[i / multiplier * padded_len..][..padded_len];
+                    planes.fold_band(isa, padded, first, out, start, step);
+                }
+            }
         }
     }
 }
@@ -230,26 +334,6 @@ impl Fold for Weighted<'_> {
     fn step<I: Isa>(self, isa: I, tap: usize, sum: I::F32, x: I::F32) -> I::F32 {
         let ops = isa.f32();
         ops.mul_add(ops.splat(self.0[tap]), x, sum)
-    }
-}
-
-struct FoldPlane<'a, F> {
-    planes: &'a Planes,
-    input: &'a [f32],
-    padded: &'a mut [f32],
-    out: &'a mut [f32],
-    padding: f32,
-    fold: F,
-}
-
-impl<F: Fold> SimdOp for FoldPlane<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<I: Isa>(self, isa: I) {
-        let Self { planes, input, padded, out, padding, fold } = self;
-        planes.fill_in(isa, padded, input, padding);
-        planes.fold_in(isa, padded, out, padding, fold);
     }
 }
 

@@ -13,9 +13,8 @@ use super::{Input, Kernel, OpBuilder, OpDef, Run, parameter};
 use crate::error::{KernelError, OpError};
 use crate::ir::Opset::{Ios13, Ios17};
 use crate::kernels::conv::{Columns, scatter_columns};
-use crate::kernels::depthwise::Depthwise;
 use crate::kernels::gemm::PackedRows;
-use crate::kernels::planes::Planes;
+use crate::kernels::planes::{Planes, Weighted};
 use crate::kernels::window::{Axis, Padding, PerShape, Step, positive};
 use crate::types::element_count;
 use crate::value::one;
@@ -293,7 +292,7 @@ impl Convolution {
         let (batch, input) = parameters.input_axes(x.shape())?;
         let places = self.places.of(&x.shape()[2..], || {
             let axes = parameters.windows(input)?;
-            let planes = self.is_depthwise().then(|| Planes::new(run, axes)).transpose()?;
+            let planes = self.is_depthwise().then(|| Planes::banded(run, axes)).transpose()?;
             Ok(Places { axes, planes })
         })?;
         let axes = &places.axes;
@@ -306,8 +305,12 @@ impl Convolution {
             match (weight, &places.planes) {
                 (Weight::Depthwise(weight), Some(planes)) => {
                     let multiplier = parameters.outputs / parameters.inputs.max(1);
-                    let channels = parameters.inputs;
-                    Depthwise { planes, channels, multiplier, weight, bias }.run(dense.data(), data);
+                    let (channels, taps) = (parameters.outputs, parameters.taps());
+                    planes.fold(dense.data(), data, multiplier, 0.0, |i| {
+                        let channel = i % channels;
+                        let start = bias.map_or(0.0, |bias| bias[channel]);
+                        (start, Weighted(&weight[channel * taps..][..taps]))
+                    });
                 }
                 (Weight::Product(groups), _) => {
                     let channels = parameters.inputs / parameters.groups;
@@ -791,6 +794,8 @@ mod tests {
             (1, 40, 70, [[29, 3, 1, 1, 1, 1], [31, 3, 1, 1, 1, 1]]),
             (1, 3, 64, [[61, 7, 2, 1, 3, 3], [63, 7, 2, 1, 3, 3]]),
             (1, 520, 40, [[7, 1, 1, 1, 0, 0], [7, 1, 1, 1, 0, 0]]),
+            (6, 1, 1, [[130, 3, 1, 1, 1, 1], [120, 5, 1, 2, 4, 4]]),
+            (5, 1, 2, [[251, 3, 2, 1, 1, 1], [140, 3, 2, 1, 0, 1]]),
             (48, 1, 1, [[57, 3, 2, 1, 0, 1], [56, 3, 2, 1, 0, 1]]),
         ];
         for (groups, inputs, outputs, axes) in layers {

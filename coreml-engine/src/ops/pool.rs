@@ -2,14 +2,12 @@
 //!
 //! Semantics: coremltools, `mil/ops/defs/iOS15/pool.py`.
 
-use rayon::prelude::*;
 use rten_tensor::prelude::*;
 
 use super::{Kernel, OpBuilder, OpDef, parameter};
 use crate::error::{KernelError, OpError};
 use crate::ir::Opset::Ios13;
 use crate::kernels::planes::{Max, Planes, SquareSum, Sum};
-use crate::kernels::scratch::Scratch;
 use crate::kernels::window::{Axis, Padding, PerShape, Step, positive};
 use crate::value::one;
 
@@ -25,9 +23,6 @@ enum Pool {
     L2,
     Max,
 }
-
-/// Elements of the result above which planes are shared out among the threads.
-const PARALLEL: usize = 1 << 13;
 
 /// What depends on the shape of the input only.
 struct Windows {
@@ -95,34 +90,26 @@ fn pool(op: &mut OpBuilder<'_>, pool: Pool) -> Result<Kernel, OpError> {
                 *axis = Axis::new(&padding, i, spatial[i], step, ceil)?;
             }
             run.check_size(&axes.map(|axis| axis.output))?;
-            Ok(Windows::new(Planes::new(run, axes)?, pool == Pool::Average, exclude))
+            Ok(Windows::new(Planes::banded(run, axes)?, pool == Pool::Average, exclude))
         })?;
         let planes = &layout.planes;
         let outputs: Vec<usize> = planes.axes()[3 - rank..].iter().map(|axis| axis.output).collect();
         let made = [&[batch, channels], &outputs[..]].concat();
         let mut out = run.zeros::<f32>(&made)?;
-        let (input_len, output_len) = (planes.input_len(), planes.output_len());
         let source = input.data();
-        let one_plane = |(i, out): (usize, &mut [f32])| {
-            let mut padded = Scratch::new(planes.padded_len());
-            let plane = &source[i * input_len..][..input_len];
+        if let Some(out) = out.data_mut().filter(|out| !out.is_empty()) {
             match pool {
-                Pool::Max => planes.fold(plane, &mut padded, out, f32::NEG_INFINITY, Max),
+                Pool::Max => planes.fold(source, out, 1, f32::NEG_INFINITY, |_| (f32::NEG_INFINITY, Max)),
                 Pool::Average => {
-                    planes.fold(plane, &mut padded, out, 0.0, Sum);
-                    out.iter_mut().zip(&layout.weights).for_each(|(x, weight)| *x *= weight);
+                    planes.fold(source, out, 1, 0.0, |_| (0.0, Sum));
+                    for out in out.chunks_exact_mut(layout.weights.len()) {
+                        out.iter_mut().zip(&layout.weights).for_each(|(x, weight)| *x *= weight);
+                    }
                 }
                 Pool::L2 => {
-                    planes.fold(plane, &mut padded, out, 0.0, SquareSum);
+                    planes.fold(source, out, 1, 0.0, |_| (0.0, SquareSum));
                     out.iter_mut().for_each(|x| *x = x.sqrt());
                 }
-            }
-        };
-        if let Some(data) = out.data_mut().filter(|data| !data.is_empty()) {
-            if data.len() >= PARALLEL && rayon::current_num_threads() > 1 {
-                data.par_chunks_exact_mut(output_len).enumerate().for_each(one_plane);
-            } else {
-                data.chunks_exact_mut(output_len).enumerate().for_each(one_plane);
             }
         }
         if let Some(buffer) = rten::ExtractBuffer::extract_buffer(input.into_inner()) {
