@@ -1,11 +1,14 @@
 //! Convolution as a matrix product: the columns of the right side are the windows of the image ("im2col"), written straight into
-//! the panels that the product reads.
+//! the panels that the product reads. The image is padded first, and split by phase where the convolution strides, so that every
+//! row of a panel is a few contiguous runs ([`Planes`]).
 
 use std::ops::Range;
 
 use rayon::prelude::*;
+use rten_simd::{Isa, SimdOp};
 
-use super::gemm::{PackedRows, Panels, multiply, panel_width};
+use super::gemm::{MAX_WIDTH, PackedRows, Panels, multiply, panel_width};
+use super::planes::{Planes, copy_spilling};
 use super::scratch::Scratch;
 use super::window::Axis;
 
@@ -16,126 +19,128 @@ const COLUMNS: usize = 1 << 18;
 const PARALLEL: usize = 1 << 14;
 
 /// The windows of one image, as columns of `channels * taps` elements.
+#[derive(Clone, Copy)]
 pub(crate) struct Columns<'a> {
-    pub(crate) axes: &'a [Axis; 3],
+    /// Where the windows lie; `None` if they are the pixels themselves.
+    pub(crate) planes: Option<&'a Planes>,
     pub(crate) channels: usize,
+    /// Number of windows.
+    pub(crate) count: usize,
     /// `[channels, depth, height, width]`
     pub(crate) image: &'a [f32],
 }
 
-/// Columns of a panel that lie in one row of the output.
-#[derive(Clone, Copy)]
-struct Segment {
-    column: usize,
-    z: usize,
-    y: usize,
-    x: usize,
-    len: usize,
-}
-
 impl Columns<'_> {
-    fn count(&self) -> usize {
-        self.axes.iter().map(|axis| axis.output).product()
-    }
-
-    fn len(&self) -> usize {
-        self.channels * self.axes.iter().map(|axis| axis.kernel).product::<usize>()
-    }
-
     /// `out = weight * columns + bias`, `[rows, windows]`.
-    pub(crate) fn product(&self, weight: &PackedRows, bias: Option<&[f32]>, out: &mut [f32]) {
-        let (count, depth, width) = (self.count(), self.len(), panel_width());
-        debug_assert_eq!(depth, weight.depth());
+    pub(crate) fn product(self, weight: &PackedRows, bias: Option<&[f32]>, out: &mut [f32]) {
+        let (depth, width) = (weight.depth(), panel_width());
+        let padded_len = self.planes.map_or(0, Planes::padded_len);
+        let mut padded = Scratch::new(self.channels * padded_len);
+        if let Some(planes) = self.planes {
+            planes.fill(&mut padded, self.image);
+        }
         let block = (COLUMNS / depth.max(1)).next_multiple_of(width);
-        for first in (0..count).step_by(block) {
-            let columns = first..(first + block).min(count);
+        for first in (0..self.count).step_by(block) {
+            let columns = first..(first + block).min(self.count);
             let mut panels = Scratch::new(columns.len().next_multiple_of(width) * depth);
-            self.pack(columns.clone(), width, &mut panels);
+            self.pack(columns.clone(), depth, width, &padded, &mut panels);
             let panels = Panels { data: &panels, first, count: columns.len() };
-            multiply(weight, panels, bias, out, count);
+            multiply(weight, panels, bias, out, self.count);
         }
     }
 
-    fn pack(&self, columns: Range<usize>, width: usize, panels: &mut [f32]) {
-        let len = self.len();
-        if len == 0 {
+    fn pack(self, columns: Range<usize>, depth: usize, width: usize, padded: &[f32], panels: &mut [f32]) {
+        if depth == 0 {
             return;
         }
-        let plane = self.axes.iter().map(|axis| axis.input).product::<usize>();
         let task = |(index, panel): (usize, &mut [f32])| {
             let first = columns.start + index * width;
             let columns = first..(first + width).min(columns.end);
-            if self.axes.iter().all(Axis::is_identity) {
-                for (channel, to) in panel.chunks_exact_mut(width).enumerate() {
-                    let from = &self.image[channel * plane..][columns.clone()];
-                    to[..from.len()].copy_from_slice(from);
+            match self.planes {
+                Some(planes) => PackWindows { planes, padded, columns, width, panel }.dispatch(),
+                None => {
+                    let (image, pixels) = (self.image, self.count);
+                    PackPixels { image, pixels, columns, width, panel }.dispatch();
                 }
-            } else {
-                self.pack_panel(columns, width, plane, panel);
             }
         };
         if rayon::current_num_threads() > 1 && panels.len() >= PARALLEL {
-            panels.par_chunks_exact_mut(width * len).enumerate().for_each(task);
+            panels.par_chunks_exact_mut(width * depth).enumerate().for_each(task);
         } else {
-            panels.chunks_exact_mut(width * len).enumerate().for_each(task);
+            panels.chunks_exact_mut(width * depth).enumerate().for_each(task);
         }
     }
+}
 
-    fn pack_panel(&self, columns: Range<usize>, width: usize, plane: usize, panel: &mut [f32]) {
-        let [az, ay, ax] = self.axes;
-        let taps = az.kernel * ay.kernel * ax.kernel;
+/// One panel of pixels.
+struct PackPixels<'a> {
+    image: &'a [f32],
+    pixels: usize,
+    columns: Range<usize>,
+    width: usize,
+    panel: &'a mut [f32],
+}
+
+impl SimdOp for PackPixels<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let mut to = self.panel;
+        for channel in self.image.chunks_exact(self.pixels) {
+            copy_spilling(isa, to, &channel[self.columns.start..], self.columns.len());
+            to = &mut to[self.width..];
+        }
+    }
+}
+
+/// One panel of windows.
+struct PackWindows<'a> {
+    planes: &'a Planes,
+    padded: &'a [f32],
+    columns: Range<usize>,
+    width: usize,
+    panel: &'a mut [f32],
+}
+
+/// Columns of a panel that lie side by side in the padded plane: those of one row of the output.
+#[derive(Clone, Copy)]
+struct Segment {
+    column: usize,
+    place: usize,
+    len: usize,
+}
+
+impl SimdOp for PackWindows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let Self { planes, padded, columns, width, panel } = self;
+        let [_, height, row_len] = planes.axes().map(|axis| axis.output);
+        let mut segments = [Segment { column: 0, place: 0, len: 0 }; MAX_WIDTH];
+        let mut count = 0;
         let mut column = columns.start;
-        while column < columns.end {
-            let x = column % ax.output;
-            let row = column / ax.output;
-            let segment = Segment {
-                column: column - columns.start,
-                z: row / ay.output,
-                y: row % ay.output,
-                x,
-                len: (ax.output - x).min(columns.end - column),
-            };
-            column += segment.len;
-            for tap in 0..taps {
-                let (tz, ty, tx) =
-                    (tap / (ay.kernel * ax.kernel), tap / ax.kernel % ay.kernel, tap % ax.kernel);
-                let to = &mut panel[tap * width + segment.column..];
-                self.pack_tap(segment, [tz, ty, tx], plane, to, taps * width);
+        for segment in &mut segments {
+            if column >= columns.end {
+                break;
             }
+            let (row, x) = (column / row_len, column % row_len);
+            let len = (row_len - x).min(columns.end - column);
+            let place = planes.place([row / height, row % height, x]);
+            *segment = Segment { column: column - columns.start, place, len };
+            column += len;
+            count += 1;
         }
-    }
-
-    /// Element `tap` of the windows of a segment, for every channel; channels are `step` apart in `to`.
-    fn pack_tap(&self, segment: Segment, tap: [usize; 3], plane: usize, to: &mut [f32], step: usize) {
-        let [az, ay, ax] = self.axes;
-        let position = |axis: &Axis, window: usize, tap: usize| {
-            (window * axis.stride + tap * axis.dilation).checked_sub(axis.before).filter(|&i| i < axis.input)
-        };
-        let inside = ax.inside(tap[2]);
-        let first = inside.start.clamp(segment.x, segment.x + segment.len);
-        let end = inside.end.clamp(first, segment.x + segment.len);
-        let row =
-            position(az, segment.z, tap[0]).zip(position(ay, segment.y, tap[1])).filter(|_| first < end).map(
-                |(z, y)| (z * ay.input + y) * ax.input + first * ax.stride + tap[2] * ax.dilation - ax.before,
-            );
-        let Some(start) = row else {
-            for to in to.chunks_mut(step) {
-                to[..segment.len].fill(0.0);
-            }
-            return;
-        };
-        let (lead, tail) = (first - segment.x, end - segment.x);
-        let images = self.image.chunks_exact(plane);
-        for (to, image) in to.chunks_mut(step).zip(images) {
-            let to = &mut to[..segment.len];
-            to[..lead].fill(0.0);
-            to[tail..].fill(0.0);
-            let to = &mut to[lead..tail];
-            let from = &image[start..];
-            if ax.stride == 1 {
-                to.copy_from_slice(&from[..to.len()]);
-            } else {
-                to.iter_mut().zip(from.iter().step_by(ax.stride)).for_each(|(to, &x)| *to = x);
+        let segments = &segments[..count];
+        let mut to = panel;
+        for channel in padded.chunks_exact(planes.padded_len()) {
+            for &offset in planes.offsets() {
+                for segment in segments {
+                    let from = &channel[offset + segment.place..];
+                    copy_spilling(isa, &mut to[segment.column..], from, segment.len);
+                }
+                to = &mut to[width..];
             }
         }
     }

@@ -7,7 +7,9 @@
 
 use rayon::prelude::*;
 use rten_simd::ops::{BitOps, NumOps};
-use rten_simd::{Isa, SimdOp};
+use rten_simd::{Isa, Simd, SimdOp};
+
+use super::scratch::Scratch;
 
 /// Rows of a tile of the weight.
 const ROWS: usize = 8;
@@ -18,24 +20,31 @@ const DEPTH: usize = 256;
 /// Rows of the weight that stay in the second cache.
 const ROW_BLOCK: usize = 256;
 
-/// The largest tile: 8 rows of 3 vectors of 16.
-const TILE: usize = ROWS * 48;
+/// No panel is wider: 3 vectors of 16.
+pub(crate) const MAX_WIDTH: usize = 48;
+
+/// The largest tile.
+const TILE: usize = ROWS * MAX_WIDTH;
 
 /// Multiply-adds above which rows are shared out among the threads.
 const PARALLEL: usize = 1 << 17;
 
 /// Columns in a panel: as many vectors as leave registers for the sums.
 pub(crate) fn panel_width() -> usize {
-    struct Width;
-    impl SimdOp for Width {
+    lanes() * vectors(lanes())
+}
+
+/// Numbers in a vector.
+fn lanes() -> usize {
+    struct Lanes;
+    impl SimdOp for Lanes {
         type Output = usize;
         #[inline(always)]
         fn eval<I: Isa>(self, isa: I) -> usize {
-            let lanes = isa.f32().len();
-            lanes * vectors(lanes)
+            isa.f32().len()
         }
     }
-    Width.dispatch()
+    Lanes.dispatch()
 }
 
 /// Vectors across a tile: AVX-512 has 32 registers for 8 x 2 sums, AVX2 16 for 4 x 3.
@@ -99,6 +108,32 @@ pub(crate) struct Panels<'a> {
     pub(crate) count: usize,
 }
 
+/// The most columns that are multiplied apart, where they are all that a vector would hold.
+const THIN: usize = 4;
+
+impl Panels<'_> {
+    /// How many columns are left over by vectors, if so few that the product with the tile of rows as vector is cheaper.
+    fn thin(&self) -> usize {
+        let rest = self.count % lanes();
+        if rest <= THIN { rest } else { 0 }
+    }
+
+    /// The last `thin` columns, each element as often as a tile has rows.
+    fn spread(&self, thin: usize, depth: usize) -> Scratch {
+        let width = panel_width();
+        let mut spread = Scratch::new(thin * depth * ROWS);
+        for (t, column) in spread.chunks_exact_mut((depth * ROWS).max(1)).enumerate() {
+            let column_index = self.count - thin + t;
+            let panel = &self.data[column_index / width * width * depth..];
+            let elements = panel.iter().skip(column_index % width).step_by(width);
+            for (to, &x) in column.as_chunks_mut::<ROWS>().0.iter_mut().zip(elements) {
+                *to = [x; ROWS];
+            }
+        }
+        spread
+    }
+}
+
 /// `out[row * pitch + column] = sum over k of weight[row, k] * columns[k, column] + bias[row]`, for the columns of the panels.
 pub(crate) fn multiply(
     weight: &PackedRows,
@@ -107,7 +142,10 @@ pub(crate) fn multiply(
     out: &mut [f32],
     pitch: usize,
 ) {
-    let work = weight.rows.saturating_mul(weight.depth).saturating_mul(panels.count);
+    let thin = panels.thin();
+    let spread = panels.spread(thin, weight.depth);
+    let panels = Panels { count: panels.count - thin, ..panels };
+    let work = weight.rows.saturating_mul(weight.depth).saturating_mul(panels.count + thin);
     let threads = rayon::current_num_threads();
     let rows = if threads > 1 && work >= PARALLEL {
         weight.rows.div_ceil(threads).next_multiple_of(ROWS)
@@ -119,9 +157,9 @@ pub(crate) fn multiply(
         let rows = rows.min(weight.rows - first);
         let a = &weight.data[first * weight.depth..];
         let bias = bias.map(|bias| &bias[first..first + rows]);
-        Multiply { a, depth: weight.depth, rows, panels, bias, out, pitch }.dispatch();
+        Multiply { a, depth: weight.depth, rows, panels, thin, spread: &spread, bias, out, pitch }.dispatch();
     };
-    if weight.rows == 0 || panels.count == 0 {
+    if weight.rows == 0 || panels.count + thin == 0 {
         return;
     }
     if rows < weight.rows {
@@ -136,6 +174,9 @@ struct Multiply<'a> {
     depth: usize,
     rows: usize,
     panels: Panels<'a>,
+    /// Number of columns in `spread`, which follow those of the panels.
+    thin: usize,
+    spread: &'a [f32],
     bias: Option<&'a [f32]>,
     out: &'a mut [f32],
     pitch: usize,
@@ -161,7 +202,7 @@ impl Multiply<'_> {
     /// `R` rows, which divide [`ROWS`], and `V` vectors at a time.
     #[inline(always)]
     fn blocks<I: Isa, const R: usize, const V: usize>(self, isa: I) {
-        let Self { a, depth, rows, panels, bias, out, pitch } = self;
+        let Self { a, depth, rows, panels, thin, spread, bias, out, pitch } = self;
         let lanes = isa.f32().len();
         let width = V * lanes;
         // Equal blocks of at most DEPTH.
@@ -193,6 +234,27 @@ impl Multiply<'_> {
                         } else {
                             tile_product::<I, R, 1>(isa, tile, row % ROWS, b, width, place, out);
                         }
+                    }
+                }
+                if thin == 0 {
+                    continue;
+                }
+                for row in (first_row..end_row).step_by(ROWS) {
+                    let tile = &a[row * depth..][block.start * ROWS..block.end * ROWS];
+                    let spread = &spread[block.start * ROWS..];
+                    let place = Place {
+                        start: row * pitch + panels.first + panels.count,
+                        pitch,
+                        rows: (end_row - row).min(ROWS),
+                        columns: thin,
+                        bias: bias.filter(|_| block.start == 0).map(|bias| &bias[row..]),
+                        add: block.start > 0,
+                    };
+                    match thin {
+                        1 => thin_product::<I, 1>(isa, tile, spread, depth * ROWS, place, out),
+                        2 => thin_product::<I, 2>(isa, tile, spread, depth * ROWS, place, out),
+                        3 => thin_product::<I, 3>(isa, tile, spread, depth * ROWS, place, out),
+                        _ => thin_product::<I, THIN>(isa, tile, spread, depth * ROWS, place, out),
                     }
                 }
             }
@@ -230,7 +292,7 @@ fn tile_product<I: Isa, const R: usize, const V: usize>(
     let mut sums = [[ops.zero(); V]; R];
     let (a, _) = a.as_chunks::<ROWS>();
     for (a, b) in a.iter().zip(b.chunks_exact(width)) {
-        let columns = ops.load_many::<V>(b);
+        let columns = ops.load_many::<V>(&b[..V * lanes]);
         for r in 0..R {
             let x = ops.splat(a[(skip + r) % ROWS]);
             for v in 0..V {
@@ -264,6 +326,49 @@ fn tile_product<I: Isa, const R: usize, const V: usize>(
     for (r, row) in edge.chunks_exact(V * lanes).take(place.rows).enumerate() {
         let out = &mut out[place.start + r * place.pitch..][..place.columns];
         for (out, &sum) in out.iter_mut().zip(row) {
+            *out = if place.add { *out + sum } else { sum };
+        }
+    }
+}
+
+/// The product of a tile with `T` columns, each element of which is repeated for every row: vectors run along rows and depth.
+#[inline(always)]
+fn thin_product<I: Isa, const T: usize>(
+    isa: I,
+    a: &[f32],
+    spread: &[f32],
+    pitch: usize,
+    place: Place<'_>,
+    out: &mut [f32],
+) {
+    let ops = isa.f32();
+    let lanes = ops.len();
+    // Two vectors at a time are whole tiles for any length of vector, so that element i belongs to row i % ROWS.
+    let mut sums = [[ops.zero(); 2]; T];
+    let columns: [&[f32]; T] = std::array::from_fn(|t| &spread[t * pitch..][..a.len()]);
+    let mut i = 0;
+    while i + 2 * lanes <= a.len() {
+        let x = ops.load_many::<2>(&a[i..][..2 * lanes]);
+        for t in 0..T {
+            let y = ops.load_many::<2>(&columns[t][i..][..2 * lanes]);
+            sums[t][0] = ops.mul_add(x[0], y[0], sums[t][0]);
+            sums[t][1] = ops.mul_add(x[1], y[1], sums[t][1]);
+        }
+        i += 2 * lanes;
+    }
+    for (t, sums) in sums.into_iter().enumerate() {
+        let mut total = [0.0; ROWS];
+        for (v, sum) in sums.into_iter().enumerate() {
+            for (l, &x) in sum.to_array().as_ref().iter().enumerate() {
+                total[(v * lanes + l) % ROWS] += x;
+            }
+        }
+        for (j, (x, y)) in a[i..].iter().zip(&columns[t][i..]).enumerate() {
+            total[j % ROWS] += x * y;
+        }
+        for (r, &sum) in total.iter().take(place.rows).enumerate() {
+            let sum = sum + place.bias.map_or(0.0, |bias| bias[r]);
+            let out = &mut out[place.start + r * place.pitch + t];
             *out = if place.add { *out + sum } else { sum };
         }
     }

@@ -130,6 +130,29 @@ impl Planes {
         self.offsets.len()
     }
 
+    /// Per element of the window, how far it lies from the window's place.
+    pub(crate) fn offsets(&self) -> &[usize] {
+        &self.offsets
+    }
+
+    /// The place of a window in the padded plane of a whole channel.
+    pub(crate) fn place(&self, [z, y, x]: [usize; 3]) -> usize {
+        (z * self.size[1] + y) * self.size[2] + x
+    }
+
+    /// Pads whole channels, each of which takes [`Planes::padded_len`].
+    pub(crate) fn fill(&self, padded: &mut [f32], input: &[f32]) {
+        let task = |(channel, padded): (usize, &mut [f32])| {
+            let input = &input[channel * self.input_len()..][..self.input_len()];
+            FillChannel { planes: self, padded, input }.dispatch();
+        };
+        if rayon::current_num_threads() > 1 && padded.len() >= PARALLEL {
+            padded.par_chunks_exact_mut(self.padded_len()).enumerate().for_each(task);
+        } else {
+            padded.chunks_exact_mut(self.padded_len()).enumerate().for_each(task);
+        }
+    }
+
     /// Copies what rows `first..first + band` of the result read of a channel into the padded plane.
     #[inline(always)]
     pub(crate) fn fill_in<I: Isa>(
@@ -242,6 +265,21 @@ impl Planes {
                 Image { padded: &padded[z * pitch_y * pitch_x..], pitch: pitch_x, offsets: &self.offsets };
             fold_image(isa, image, rows, width, out, start, fold);
         }
+    }
+}
+
+struct FillChannel<'a> {
+    planes: &'a Planes,
+    padded: &'a mut [f32],
+    input: &'a [f32],
+}
+
+impl SimdOp for FillChannel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        self.planes.fill_in(isa, self.padded, self.input, 0, 0.0);
     }
 }
 

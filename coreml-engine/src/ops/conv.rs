@@ -13,7 +13,7 @@ use super::{Input, Kernel, OpBuilder, OpDef, Run, parameter};
 use crate::error::{KernelError, OpError};
 use crate::ir::Opset::{Ios13, Ios17};
 use crate::kernels::conv::{Columns, scatter_columns};
-use crate::kernels::gemm::PackedRows;
+use crate::kernels::gemm::{PackedRows, panel_width};
 use crate::kernels::planes::{Planes, Weighted};
 use crate::kernels::window::{Axis, Padding, PerShape, Step, positive};
 use crate::types::element_count;
@@ -292,7 +292,18 @@ impl Convolution {
         let (batch, input) = parameters.input_axes(x.shape())?;
         let places = self.places.of(&x.shape()[2..], || {
             let axes = parameters.windows(input)?;
-            let planes = self.is_depthwise().then(|| Planes::banded(run, axes)).transpose()?;
+            let planes = if self.is_depthwise() {
+                Some(Planes::banded(run, axes)?)
+            } else if axes.iter().all(Axis::is_identity) {
+                None
+            } else {
+                let planes = Planes::whole(run, axes)?;
+                run.check_size(&[parameters.inputs / parameters.groups, planes.padded_len()])?;
+                Some(planes)
+            };
+            if !self.is_depthwise() {
+                run.check_size(&[parameters.depth(), panel_width()])?;
+            }
             Ok(Places { axes, planes })
         })?;
         let axes = &places.axes;
@@ -319,7 +330,12 @@ impl Convolution {
                         let group = i % parameters.groups;
                         let image = &dense.data()[i * channels * image..][..channels * image];
                         let bias = bias.map(|bias| &bias[group * rows..][..rows]);
-                        Columns { axes, channels, image }.product(&groups[group], bias, out);
+                        let planes = places.planes.as_ref();
+                        Columns { planes, channels, count: windows, image }.product(
+                            &groups[group],
+                            bias,
+                            out,
+                        );
                     }
                 }
                 (Weight::Depthwise(_), None) => {
@@ -544,11 +560,14 @@ impl Convolution {
         }
         let dense = x.to_contiguous_in(run.pool());
         let mut columns: Tensor<f32> = run.zeros(&[rows, parameters.taps(), windows])?;
-        let pixels = input.map(|size| Axis { input: size, output: size, ..Axis::ONE });
         for (i, out) in data.chunks_exact_mut(rows * plane).enumerate() {
             let image = &dense.data()[i * channels * windows..][..channels * windows];
             let Some(columns) = columns.data_mut() else { continue };
-            Columns { axes: &pixels, channels, image }.product(&groups[i % parameters.groups], None, columns);
+            Columns { planes: None, channels, count: windows, image }.product(
+                &groups[i % parameters.groups],
+                None,
+                columns,
+            );
             scatter_columns(&axes, columns, out);
         }
         run.recycle(columns);
