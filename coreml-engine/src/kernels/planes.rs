@@ -37,6 +37,8 @@ pub(crate) struct Planes {
     spans: Vec<Span>,
     /// Per element of the window, its offset from the window's place.
     offsets: Vec<usize>,
+    /// Windows have three rows, each one below the other in the plane.
+    three_rows: bool,
 }
 
 /// Steps `first..first + count` of a phase are every `stride`-th element of the input from `start` on; the others are padding.
@@ -86,7 +88,9 @@ impl Planes {
             }
         }
         let spans = phases[2].iter().map(|&phase| Self::span(&axes[2], phase, size[2])).collect();
-        Ok(Self { axes, phases, band, size, spans, offsets })
+        let [z, y, _] = axes;
+        let three_rows = z.kernel == 1 && y.kernel == 3 && y.stride == 1 && y.dilation == 1;
+        Ok(Self { axes, phases, band, size, spans, offsets, three_rows })
     }
 
     /// The phases in use, and per element of the window the index of its phase and its step in it.
@@ -143,8 +147,7 @@ impl Planes {
     /// Pads whole channels, each of which takes [`Planes::padded_len`].
     pub(crate) fn fill(&self, padded: &mut [f32], input: &[f32]) {
         let task = |(channel, padded): (usize, &mut [f32])| {
-            let input = &input[channel * self.input_len()..][..self.input_len()];
-            FillChannel { planes: self, padded, input }.dispatch();
+            FillChannel { planes: self, padded, input, start: channel * self.input_len() }.dispatch();
         };
         if rayon::current_num_threads() > 1 && padded.len() >= PARALLEL {
             padded.par_chunks_exact_mut(self.padded_len()).enumerate().for_each(task);
@@ -153,17 +156,20 @@ impl Planes {
         }
     }
 
-    /// Copies what rows `first..first + band` of the result read of a channel into the padded plane.
+    /// Copies what rows `first..first + band` of the result read of a channel into the padded plane. The channel begins at
+    /// `input[start]`; what lies around it is read but not used.
     #[inline(always)]
-    pub(crate) fn fill_in<I: Isa>(
+    fn fill_in<I: Isa>(
         &self,
         isa: I,
         padded: &mut [f32],
         input: &[f32],
+        start: usize,
         first: usize,
         padding: f32,
     ) {
         let [_, height, width] = self.axes.map(|axis| axis.input);
+        let stride = self.axes[2].stride;
         let pitch = self.size[2];
         let mut row = 0;
         for &pz in &self.phases[0] {
@@ -174,15 +180,21 @@ impl Planes {
                         for y in 0..self.size[1] {
                             let to = &mut padded[row..];
                             row += pitch;
+                            // Each vector may write beyond its row: into the next one, which comes later, or into the slack.
                             match (z, Self::source(&self.axes[1], first + y, py)) {
                                 (Some(z), Some(y)) if span.count > 0 => {
-                                    let from = &input[(z * height + y) * width + span.start..];
-                                    to[..span.first].fill(padding);
-                                    let body = &mut to[span.first..];
-                                    copy_strided(isa, body, from, span.count, self.axes[2].stride);
-                                    to[span.first + span.count..pitch].fill(padding);
+                                    let from = start + (z * height + y) * width + span.start;
+                                    if stride == 1 {
+                                        pad_row(isa, to, pitch, input, from, *span, padding);
+                                    } else {
+                                        fill_spilling(isa, to, padding, span.first);
+                                        let body = &mut to[span.first..];
+                                        copy_strided(isa, body, &input[from..], span.count, stride);
+                                        let end = span.first + span.count;
+                                        fill_spilling(isa, &mut to[end..], padding, pitch - end);
+                                    }
                                 }
-                                _ => to[..pitch].fill(padding),
+                                _ => fill_spilling(isa, to, padding, pitch),
                             }
                         }
                     }
@@ -245,7 +257,8 @@ impl Planes {
         }
     }
 
-    /// Folds the windows of rows `first..first + band` into their place in `out`.
+    /// Folds the windows of rows `first..first + band` into their place in `out`, which begins with the channel; what follows
+    /// the channel may be overwritten.
     #[inline(always)]
     fn fold_band<I: Isa, F: Fold>(
         &self,
@@ -256,14 +269,17 @@ impl Planes {
         start: f32,
         fold: F,
     ) {
-        let [_, height, width] = self.axes.map(|axis| axis.output);
+        let [depth, height, width] = self.axes.map(|axis| axis.output);
         let [_, pitch_y, pitch_x] = self.size;
         let rows = (height - first).min(self.band);
-        for (z, out) in out.chunks_exact_mut(height * width).enumerate() {
-            let out = &mut out[first * width..][..rows * width];
-            let image =
-                Image { padded: &padded[z * pitch_y * pitch_x..], pitch: pitch_x, offsets: &self.offsets };
-            fold_image(isa, image, rows, width, out, start, fold);
+        for z in 0..depth {
+            let image = Image {
+                padded: &padded[z * pitch_y * pitch_x..],
+                pitch: pitch_x,
+                offsets: &self.offsets,
+                three_rows: self.three_rows,
+            };
+            fold_image(isa, image, rows, width, &mut out[(z * height + first) * width..], start, fold);
         }
     }
 }
@@ -272,6 +288,7 @@ struct FillChannel<'a> {
     planes: &'a Planes,
     padded: &'a mut [f32],
     input: &'a [f32],
+    start: usize,
 }
 
 impl SimdOp for FillChannel<'_> {
@@ -279,7 +296,7 @@ impl SimdOp for FillChannel<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        self.planes.fill_in(isa, self.padded, self.input, 0, 0.0);
+        self.planes.fill_in(isa, self.padded, self.input, self.start, 0, 0.0);
     }
 }
 
@@ -308,13 +325,13 @@ impl<F: Fold, M: Fn(usize) -> (f32, F)> SimdOp for FoldChannels<'_, M> {
             let channels = out.len() / (multiplier * output_len);
             for first in (0..height).step_by(planes.band) {
                 for (c, padded) in padded.chunks_exact_mut(padded_len).take(channels).enumerate() {
-                    let input = &input[(group * batch + c) * input_len..][..input_len];
-                    planes.fill_in(isa, padded, input, first, padding);
+                    let start = (group * batch + c) * input_len;
+                    planes.fill_in(isa, padded, input, start, first, padding);
                 }
-                for (i, out) in out.chunks_exact_mut(output_len).enumerate() {
+                for i in 0..channels * multiplier {
                     let (start, step) = fold(group * batch * multiplier + i);
                     let padded = &padded[i / multiplier * padded_len..][..padded_len];
-                    planes.fold_band(isa, padded, first, out, start, step);
+                    planes.fold_band(isa, padded, first, &mut out[i * output_len..], start, step);
                 }
             }
         }
@@ -378,33 +395,81 @@ impl Fold for Weighted<'_> {
 /// `to[i] = from[i * stride]` for `i` in `0..count`. What follows in `to` may be overwritten: the caller writes it afterwards.
 #[inline(always)]
 fn copy_strided<I: Isa>(isa: I, to: &mut [f32], from: &[f32], count: usize, stride: usize) {
+    const CHUNK: usize = 16;
     match stride {
         1 => copy_spilling(isa, to, from, count),
         2 => {
-            const CHUNK: usize = 16;
-            let mut i = 0;
-            while i < count {
-                let mut rest = [0.0; 2 * CHUNK];
-                let from = &from[2 * i..];
-                let pairs = match from.first_chunk::<{ 2 * CHUNK }>() {
-                    Some(pairs) => pairs,
-                    None => {
-                        rest[..from.len()].copy_from_slice(from);
-                        &rest
+            for i in (0..count).step_by(CHUNK) {
+                let (to, from) = (&mut to[i..], &from[2 * i..]);
+                if let (Some(to), Some(from)) =
+                    (to.first_chunk_mut::<CHUNK>(), from.first_chunk::<{ 2 * CHUNK }>())
+                {
+                    for (to, pair) in to.iter_mut().zip(from.as_chunks::<2>().0) {
+                        *to = pair[0];
                     }
-                };
-                let mut even = [0.0; CHUNK];
-                for (even, pair) in even.iter_mut().zip(pairs.as_chunks::<2>().0) {
-                    *even = pair[0];
+                } else {
+                    let last = &mut to[..count - i];
+                    last.iter_mut().zip(from.iter().step_by(2)).for_each(|(to, &x)| *to = x);
+                    return;
                 }
-                match to[i..].first_chunk_mut::<CHUNK>() {
-                    Some(to) => *to = even,
-                    None => to[i..count].copy_from_slice(&even[..count - i]),
-                }
-                i += CHUNK;
             }
         }
         _ => to[..count].iter_mut().zip(from.iter().step_by(stride)).for_each(|(to, &x)| *to = x),
+    }
+}
+
+/// One padded row: elements `from..from + count` of the input from position `first` on, padding around them.
+#[inline(always)]
+fn pad_row<I: Isa>(
+    isa: I,
+    to: &mut [f32],
+    pitch: usize,
+    input: &[f32],
+    from: usize,
+    span: Span,
+    padding: f32,
+) {
+    let ops = isa.f32();
+    let lanes = ops.len();
+    let blank = ops.splat(padding);
+    let end = span.first + span.count;
+    for at in (0..pitch).step_by(lanes) {
+        let lead = span.first.saturating_sub(at).min(lanes);
+        let used = end.saturating_sub(at).min(lanes);
+        let source = (from + at).checked_sub(span.first).and_then(|from| input.get(from..from + lanes));
+        let x = match source {
+            _ if used <= lead => blank,
+            Some(source) => {
+                let x = ops.select(ops.load(source), blank, ops.first_n_mask(used));
+                if lead > 0 { ops.select(blank, x, ops.first_n_mask(lead)) } else { x }
+            }
+            // At the very beginning or end of the tensor.
+            None => {
+                let mut edge = [padding; SLACK];
+                edge[lead..used].copy_from_slice(&input[from + at + lead - span.first..][..used - lead]);
+                ops.load(&edge)
+            }
+        };
+        match to[at..].get_mut(..lanes) {
+            Some(to) => ops.store(x, to),
+            None => {
+                let rest = &mut to[at..];
+                rest.copy_from_slice(&x.to_array().as_ref()[..rest.len()]);
+            }
+        }
+    }
+}
+
+/// Writes `count` elements a vector at a time; the last vector may write more than that, where there is room.
+#[inline(always)]
+fn fill_spilling<I: Isa>(isa: I, to: &mut [f32], value: f32, count: usize) {
+    let ops = isa.f32();
+    let lanes = ops.len();
+    for i in (0..count).step_by(lanes) {
+        match to[i..].get_mut(..lanes) {
+            Some(to) => ops.store(ops.splat(value), to),
+            None => return to[i..count].fill(value),
+        }
     }
 }
 
@@ -432,6 +497,7 @@ struct Image<'a> {
     padded: &'a [f32],
     pitch: usize,
     offsets: &'a [usize],
+    three_rows: bool,
 }
 
 /// Tiles of rows and vectors: enough independent sums to hide the latency of one. Where a row or the last rows do not fill a tile,
@@ -467,11 +533,19 @@ fn fold_image<I: Isa, F: Fold>(
         let top = y.min(height - 4);
         while x < width {
             if x + 2 * lanes <= width {
-                fold_tile::<I, F, 4, 2>(isa, image, [top, x], width, out, start, fold);
+                if image.three_rows {
+                    fold_tile_of_three::<I, F, 4, 2>(isa, image, [top, x], width, out, start, fold);
+                } else {
+                    fold_tile::<I, F, 4, 2>(isa, image, [top, x], width, out, start, fold);
+                }
                 x += 2 * lanes;
             } else {
                 let at = if width >= lanes { x.min(width - lanes) } else { 0 };
-                fold_tile::<I, F, 4, 1>(isa, image, [top, at], width, out, start, fold);
+                if image.three_rows {
+                    fold_tile_of_three::<I, F, 4, 1>(isa, image, [top, at], width, out, start, fold);
+                } else {
+                    fold_tile::<I, F, 4, 1>(isa, image, [top, at], width, out, start, fold);
+                }
                 x = at + lanes;
             }
         }
@@ -504,6 +578,52 @@ fn fold_tile<I: Isa, F: Fold, const R: usize, const V: usize>(
             }
         }
     }
+    store_tile(isa, sums, [y, x], width, out);
+}
+
+/// [`fold_tile`] for windows of three adjacent rows: rows of the plane that several windows share are read once.
+#[inline(always)]
+fn fold_tile_of_three<I: Isa, F: Fold, const R: usize, const V: usize>(
+    isa: I,
+    image: Image<'_>,
+    [y, x]: [usize; 2],
+    width: usize,
+    out: &mut [f32],
+    start: f32,
+    fold: F,
+) {
+    let ops = isa.f32();
+    let lanes = ops.len();
+    let mut sums = [[ops.splat(start); V]; R];
+    let columns = image.offsets.len() / 3;
+    for (tap, &offset) in image.offsets[..columns].iter().enumerate() {
+        let from = &image.padded[offset + y * image.pitch + x..];
+        for row in 0..R + 2 {
+            let xs = ops.load_many::<V>(&from[row * image.pitch..][..V * lanes]);
+            for above in 0..3 {
+                if row < above || row - above >= R {
+                    continue;
+                }
+                let sums = &mut sums[row - above];
+                for v in 0..V {
+                    sums[v] = fold.step(isa, above * columns + tap, sums[v], xs[v]);
+                }
+            }
+        }
+    }
+    store_tile(isa, sums, [y, x], width, out);
+}
+
+#[inline(always)]
+fn store_tile<I: Isa, const R: usize, const V: usize>(
+    isa: I,
+    sums: [[I::F32; V]; R],
+    [y, x]: [usize; 2],
+    width: usize,
+    out: &mut [f32],
+) {
+    let ops = isa.f32();
+    let lanes = ops.len();
     for (r, sums) in sums.into_iter().enumerate() {
         let to = &mut out[(y + r) * width + x..];
         if to.len() >= V * lanes {
