@@ -13,7 +13,7 @@ use super::scratch::Scratch;
 use super::window::Axis;
 
 /// Elements of columns that exist at a time.
-const COLUMNS: usize = 1 << 18;
+const COLUMNS: usize = 1 << 19;
 
 /// Elements of columns above which panels are shared out among the threads.
 const PARALLEL: usize = 1 << 14;

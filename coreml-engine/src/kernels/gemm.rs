@@ -5,6 +5,8 @@
 //! never exist as a matrix: the caller writes them straight into panels, and the result lands in the output tensor with the bias
 //! added.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, Simd, SimdOp};
@@ -53,7 +55,8 @@ const fn vectors(lanes: usize) -> usize {
     if lanes >= 16 { 2 } else { 3 }
 }
 
-/// A weight `[rows, depth]` in tiles of [`ROWS`] rows, each tile depth by depth; absent rows are zero.
+/// A weight `[rows, depth]` in the order in which it is read: by blocks of the depth, tiles of [`ROWS`] rows, depth; absent rows
+/// are zero. Weights are read once per prediction and seldom found in a cache, so the order decides how fast they come.
 #[derive(Debug)]
 pub(crate) struct PackedRows {
     rows: usize,
@@ -64,24 +67,27 @@ pub(crate) struct PackedRows {
 impl PackedRows {
     /// Packs into `memory`, whose contents are dropped. Row `r` begins at `source[r * row_step]`, its elements are `step` apart.
     pub(crate) fn new(
-        mut memory: Vec<f32>,
+        memory: Vec<f32>,
         source: &[f32],
         rows: usize,
         depth: usize,
         row_step: usize,
         step: usize,
     ) -> Self {
-        memory.clear();
-        memory.reserve(Self::len(rows, depth));
-        for first in (0..rows).step_by(ROWS) {
-            for k in 0..depth {
-                memory.extend(
-                    (first..first + ROWS)
-                        .map(|row| if row < rows { source[row * row_step + k * step] } else { 0.0 }),
-                );
+        let mut packed = Self { rows, depth, data: memory };
+        packed.data.clear();
+        packed.data.reserve(Self::len(rows, depth));
+        for block in packed.blocks() {
+            for first in (0..rows).step_by(ROWS) {
+                for k in block.clone() {
+                    packed.data.extend(
+                        (first..first + ROWS)
+                            .map(|row| if row < rows { source[row * row_step + k * step] } else { 0.0 }),
+                    );
+                }
             }
         }
-        Self { rows, depth, data: memory }
+        packed
     }
 
     /// Elements that the packed form takes.
@@ -96,6 +102,21 @@ impl PackedRows {
 
     pub(crate) fn depth(&self) -> usize {
         self.depth
+    }
+
+    /// The depth in equal blocks of at most [`DEPTH`]; one block of nothing if there is no depth.
+    fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let depth = self.depth;
+        let count = depth.div_ceil(DEPTH).max(1);
+        let step = depth.div_ceil(count);
+        (0..count).map(move |i| (i * step).min(depth)..((i + 1) * step).min(depth))
+    }
+
+    /// The tiles of rows `rows`, whose start is that of a tile, in a block of the depth.
+    fn tiles(&self, block: &Range<usize>, rows: Range<usize>) -> &[f32] {
+        let start = self.rows.next_multiple_of(ROWS) * block.start;
+        let end = rows.end.next_multiple_of(ROWS) * block.len();
+        &self.data[start + rows.start * block.len()..start + end]
     }
 }
 
@@ -154,10 +175,8 @@ pub(crate) fn multiply(
     };
     let task = |(index, out): (usize, &mut [f32])| {
         let first = index * rows;
-        let rows = rows.min(weight.rows - first);
-        let a = &weight.data[first * weight.depth..];
-        let bias = bias.map(|bias| &bias[first..first + rows]);
-        Multiply { a, depth: weight.depth, rows, panels, thin, spread: &spread, bias, out, pitch }.dispatch();
+        let rows = first..(first + rows).min(weight.rows);
+        Multiply { weight, rows, panels, thin, spread: &spread, bias, out, pitch }.dispatch();
     };
     if weight.rows == 0 || panels.count + thin == 0 {
         return;
@@ -170,9 +189,9 @@ pub(crate) fn multiply(
 }
 
 struct Multiply<'a> {
-    a: &'a [f32],
-    depth: usize,
-    rows: usize,
+    weight: &'a PackedRows,
+    /// Those that `out` begins with.
+    rows: Range<usize>,
     panels: Panels<'a>,
     /// Number of columns in `spread`, which follow those of the panels.
     thin: usize,
@@ -202,68 +221,83 @@ impl Multiply<'_> {
     /// `R` rows, which divide [`ROWS`], and `V` vectors at a time.
     #[inline(always)]
     fn blocks<I: Isa, const R: usize, const V: usize>(self, isa: I) {
-        let Self { a, depth, rows, panels, thin, spread, bias, out, pitch } = self;
+        let Self { weight, rows, panels, thin, spread, bias, out, pitch } = self;
         let lanes = isa.f32().len();
         let width = V * lanes;
-        // Equal blocks of at most DEPTH.
-        let step = depth.div_ceil(depth.div_ceil(DEPTH).max(1)).max(1);
-        let mut k = 0;
-        loop {
-            let block = k..(k + step).min(depth);
-            for first_row in (0..rows).step_by(ROW_BLOCK) {
-                let end_row = (first_row + ROW_BLOCK).min(rows);
+        let depth = weight.depth;
+        let passes = panels.count.div_ceil(width).max(1);
+        let mut blocks = weight.blocks().peekable();
+        while let Some(block) = blocks.next() {
+            for first_row in rows.clone().step_by(ROW_BLOCK) {
+                let end_row = (first_row + ROW_BLOCK).min(rows.end);
+                let tiles = weight.tiles(&block, first_row..end_row);
+                let tile_len = block.len() * ROWS;
+                // What is read next, fetched while this is worked on: every tile of every pass fetches its share.
+                let ahead = if end_row < rows.end {
+                    weight.tiles(&block, end_row..(end_row + ROW_BLOCK).min(rows.end))
+                } else if let Some(next) = blocks.peek() {
+                    weight.tiles(next, rows.start..(rows.start + ROW_BLOCK).min(rows.end))
+                } else {
+                    &[]
+                };
+                let share = ahead.len().div_ceil((end_row - first_row).div_ceil(R) * passes).max(1);
+                let mut ahead = ahead.chunks(share);
+                let place = |row: usize, column: usize, columns: usize, most: usize| Place {
+                    start: (row - rows.start) * pitch + panels.first + column,
+                    pitch,
+                    rows: (end_row - row).min(most),
+                    columns,
+                    bias: bias.filter(|_| block.start == 0).map(|bias| &bias[row..]),
+                    add: block.start > 0,
+                };
                 for first in (0..panels.count).step_by(width) {
                     let count = (panels.count - first).min(width);
                     let panel = &panels.data[first * depth..];
                     let b = &panel[block.start * width..block.end * width];
                     for row in (first_row..end_row).step_by(R) {
-                        let tile = &a[row / ROWS * ROWS * depth..];
-                        let tile = &tile[block.start * ROWS..block.end * ROWS];
-                        let place = Place {
-                            start: row * pitch + panels.first + first,
-                            pitch,
-                            rows: (end_row - row).min(R),
-                            columns: count,
-                            bias: bias.filter(|_| block.start == 0).map(|bias| &bias[row..]),
-                            add: block.start > 0,
-                        };
+                        let skip = row % ROWS;
+                        let a = &tiles[(row - skip - first_row) * block.len()..][..tile_len];
+                        let tile = Tile { a, skip, b, width, ahead: ahead.next().unwrap_or(&[]) };
+                        let place = place(row, first, count, R);
                         if count > width - lanes {
-                            tile_product::<I, R, V>(isa, tile, row % ROWS, b, width, place, out);
+                            tile_product::<I, R, V>(isa, tile, place, out);
                         } else if count > lanes {
-                            tile_product::<I, R, 2>(isa, tile, row % ROWS, b, width, place, out);
+                            tile_product::<I, R, 2>(isa, tile, place, out);
                         } else {
-                            tile_product::<I, R, 1>(isa, tile, row % ROWS, b, width, place, out);
+                            tile_product::<I, R, 1>(isa, tile, place, out);
                         }
                     }
                 }
                 if thin == 0 {
                     continue;
                 }
+                let spread = &spread[block.start * ROWS..];
                 for row in (first_row..end_row).step_by(ROWS) {
-                    let tile = &a[row * depth..][block.start * ROWS..block.end * ROWS];
-                    let spread = &spread[block.start * ROWS..];
-                    let place = Place {
-                        start: row * pitch + panels.first + panels.count,
-                        pitch,
-                        rows: (end_row - row).min(ROWS),
-                        columns: thin,
-                        bias: bias.filter(|_| block.start == 0).map(|bias| &bias[row..]),
-                        add: block.start > 0,
-                    };
+                    let a = &tiles[(row - first_row) * block.len()..][..tile_len];
+                    let place = place(row, panels.count, thin, ROWS);
                     match thin {
-                        1 => thin_product::<I, 1>(isa, tile, spread, depth * ROWS, place, out),
-                        2 => thin_product::<I, 2>(isa, tile, spread, depth * ROWS, place, out),
-                        3 => thin_product::<I, 3>(isa, tile, spread, depth * ROWS, place, out),
-                        _ => thin_product::<I, THIN>(isa, tile, spread, depth * ROWS, place, out),
+                        1 => thin_product::<I, 1>(isa, a, spread, depth * ROWS, place, out),
+                        2 => thin_product::<I, 2>(isa, a, spread, depth * ROWS, place, out),
+                        3 => thin_product::<I, 3>(isa, a, spread, depth * ROWS, place, out),
+                        _ => thin_product::<I, THIN>(isa, a, spread, depth * ROWS, place, out),
                     }
                 }
             }
-            k += step;
-            if k >= depth {
-                return;
-            }
         }
     }
+}
+
+/// What a tile of the result is the product of.
+struct Tile<'a> {
+    /// Tile of the weight, depth by depth.
+    a: &'a [f32],
+    /// The first row in use.
+    skip: usize,
+    /// Panel of columns, depth by depth.
+    b: &'a [f32],
+    width: usize,
+    /// To be fetched meanwhile.
+    ahead: &'a [f32],
 }
 
 /// Where a tile of the result goes.
@@ -280,23 +314,31 @@ struct Place<'a> {
 #[inline(always)]
 fn tile_product<I: Isa, const R: usize, const V: usize>(
     isa: I,
-    a: &[f32],
-    skip: usize,
-    b: &[f32],
-    width: usize,
+    tile: Tile<'_>,
     place: Place<'_>,
     out: &mut [f32],
 ) {
+    /// Depth between two fetches ahead.
+    const STRIDE: usize = 16;
+    /// Elements of a cache line.
+    const LINE: usize = 16;
     let ops = isa.f32();
     let lanes = ops.len();
     let mut sums = [[ops.zero(); V]; R];
-    let (a, _) = a.as_chunks::<ROWS>();
-    for (a, b) in a.iter().zip(b.chunks_exact(width)) {
-        let columns = ops.load_many::<V>(&b[..V * lanes]);
-        for r in 0..R {
-            let x = ops.splat(a[(skip + r) % ROWS]);
-            for v in 0..V {
-                sums[r][v] = ops.mul_add(x, columns[v], sums[r][v]);
+    let (a, _) = tile.a.as_chunks::<ROWS>();
+    let share = (tile.ahead.len() / a.len().div_ceil(STRIDE).max(1)).next_multiple_of(LINE).max(LINE);
+    let mut ahead = tile.ahead.chunks(share);
+    for (a, b) in a.chunks(STRIDE).zip(tile.b.chunks(STRIDE * tile.width)) {
+        for line in ahead.next().unwrap_or(&[]).chunks(LINE) {
+            ops.prefetch(line.as_ptr());
+        }
+        for (a, b) in a.iter().zip(b.chunks_exact(tile.width)) {
+            let columns = ops.load_many::<V>(&b[..V * lanes]);
+            for r in 0..R {
+                let x = ops.splat(a[(tile.skip + r) % ROWS]);
+                for v in 0..V {
+                    sums[r][v] = ops.mul_add(x, columns[v], sums[r][v]);
+                }
             }
         }
     }
