@@ -4,12 +4,16 @@
 //! `iOS15/tensor_operation.py`'s sibling `linear.py`.
 
 use std::cell::Cell;
+use std::mem::MaybeUninit;
 
 use rten::ExtractBuffer;
-use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmUninitOptions, PackedBMatrix};
+use rten_gemm::{
+    BiasVector, GemmError, GemmExecutor, GemmInputA, GemmInputB, GemmUninitOptions, PackedBMatrix,
+};
 use rten_tensor::prelude::*;
 use rten_tensor::{NdTensorView, Tensor, TensorView};
 use rten_vecmath::ExtendInit;
+use smallvec::SmallVec;
 
 use super::{Kernel, OpBuilder, OpDef, Run, parameter};
 use crate::error::{KernelError, OpError};
@@ -21,6 +25,9 @@ pub(crate) const OPS: &[OpDef] = &[
     OpDef::new("linear", &[Ios13, Ios17], linear),
     OpDef::new("matmul", &[Ios13, Ios17], matmul),
 ];
+
+/// Of shapes and orders of axes; long enough for every tensor that Core ML has.
+type Dims = SmallVec<[usize; 6]>;
 
 /// The library's best kernel for this processor. Cheap: no memory, and the processor was asked once.
 fn gemm() -> GemmExecutor<f32, f32, f32> {
@@ -91,22 +98,13 @@ fn product(
         Weight::Plain(b) => GemmInputB::Unpacked(b.nd_view()),
     };
     let options = GemmUninitOptions { bias: bias.map(BiasVector::Row), ..GemmUninitOptions::default() };
-    let mut data = run.buffer::<f32>(&shape)?;
-    let failure = Cell::new(None);
-    data.extend_init(|memory| {
-        let memory = &mut memory[..count];
-        gemm().gemm_uninit(memory, GemmInputA::Unpacked(a), b, options.clone()).unwrap_or_else(|error| {
-            failure.set(Some(error));
-            &mut []
-        })
+    let out = filled(run, &shape, |memory| {
+        gemm().gemm_uninit(&mut memory[..count], GemmInputA::Unpacked(a), b, options.clone())
     });
     if let Some(buffer) = dense.into_inner().extract_buffer() {
         run.pool().add(buffer);
     }
-    match failure.into_inner() {
-        None => Ok(Tensor::from_data(&shape, data)),
-        Some(error) => Err(KernelError::library(error)),
-    }
+    out
 }
 
 /// `x [.., K] * weight [N, K] ^ T + bias [N]`.
@@ -170,11 +168,63 @@ fn matmul(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
         let b = oriented(run.f32(y.slot)?, transpose_y);
         let shape = product_shape(a.shape(), b.shape())?;
         run.check_size(&shape)?;
-        if a.shape().last() == Some(&0) {
+        if a.shape().last() == Some(&0) || shape.contains(&0) {
             return Ok(one(run.zeros::<f32>(&shape)?));
         }
+        if matrices(&a) > 1 && matrices(&b) > 1 {
+            return products(run, &a, &b, &shape).map(one);
+        }
+        // The library makes one product of many rows out of it, or packs the side that is used again.
         rten::ops::matmul::<f32, f32, f32>(run.pool(), a, b, None).map(one).map_err(KernelError::library)
     }))
+}
+
+/// How many matrices a tensor holds.
+fn matrices(view: &TensorView<'_, f32>) -> usize {
+    view.shape().split_last_chunk::<2>().map_or(1, |(lead, _)| lead.iter().product())
+}
+
+/// A product for each pair of matrices, `shape` in all: attention's heads. As `rten::ops::matmul`, but for as many heads as models
+/// have it asks for no memory beside the result's.
+fn products(
+    run: &Run<'_, '_>,
+    a: &TensorView<'_, f32>,
+    b: &TensorView<'_, f32>,
+    shape: &[usize],
+) -> Result<Tensor<f32>, KernelError> {
+    const HEADS: usize = 16;
+    let count = run.check_size(shape)?;
+    let all = |view: &TensorView<'_, f32>| -> Dims {
+        let own = view.shape().iter().skip(view.ndim() - 2);
+        shape.iter().take(shape.len() - 2).chain(own).copied().collect()
+    };
+    let (a_shape, b_shape) = (all(a), all(b));
+    let (a, b) = (a.broadcast(&a_shape[..]), b.broadcast(&b_shape[..]));
+    let a: SmallVec<[_; HEADS]> = a.inner_iter::<2>().map(GemmInputA::Unpacked).collect();
+    let b: SmallVec<[_; HEADS]> = b.inner_iter::<2>().map(GemmInputB::Unpacked).collect();
+    filled(run, shape, |memory| {
+        gemm().batched_gemm_uninit(&mut memory[..count], &a, &b, GemmUninitOptions::default())
+    })
+}
+
+/// A tensor of `shape` that `fill` writes into memory of the pool.
+fn filled(
+    run: &Run<'_, '_>,
+    shape: &[usize],
+    fill: impl for<'m> Fn(&'m mut [MaybeUninit<f32>]) -> Result<&'m mut [f32], GemmError>,
+) -> Result<Tensor<f32>, KernelError> {
+    let mut data = run.buffer::<f32>(shape)?;
+    let failure = Cell::new(None);
+    data.extend_init(|memory| {
+        fill(memory).unwrap_or_else(|error| {
+            failure.set(Some(error));
+            &mut []
+        })
+    });
+    match failure.into_inner() {
+        None => Ok(Tensor::from_data(shape, data)),
+        Some(error) => Err(KernelError::library(error)),
+    }
 }
 
 /// The last two dimensions swapped, if `transpose` and there are two.
@@ -183,9 +233,9 @@ fn oriented<T>(view: TensorView<'_, T>, transpose: bool) -> TensorView<'_, T> {
     if !transpose || rank < 2 {
         return view;
     }
-    let mut order: Vec<usize> = (0..rank).collect();
+    let mut order: Dims = (0..rank).collect();
     order.swap(rank - 1, rank - 2);
-    view.permuted(&order)
+    view.permuted(&order[..])
 }
 
 /// Shape of `a @ b` by NumPy's rules.
