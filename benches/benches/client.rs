@@ -2,7 +2,9 @@
 //!
 //! Both sides do the same prediction on the same bridge, so the ratio is the price of the client.
 
-use std::path::{Path, PathBuf};
+use std::collections::VecDeque;
+use std::hint::black_box;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use coreml_bridge::{Bridge, Config, Features, Tensor};
@@ -17,16 +19,20 @@ fn inputs() -> Features {
     Features::new().with("x", Tensor::from_vec(&[4], vec![1.0_f32, 2.0, 3.0, 4.0]).expect("four elements"))
 }
 
-/// A thread that owns the model and answers over a bare crossbeam channel.
-fn bare_worker(bridge: Bridge, path: PathBuf) -> crossbeam_channel::Sender<Job> {
+/// Threads that each own the model and answer over a bare crossbeam channel.
+fn bare_workers(bridge: Bridge, path: &Path, threads: usize) -> crossbeam_channel::Sender<Job> {
     let (sender, receiver) = crossbeam_channel::unbounded::<Job>();
-    std::thread::spawn(move || {
-        let handle = bridge.load(path, &Config::default()).expect("the model loads");
-        for (features, reply) in receiver {
-            // Nobody may be waiting any more.
-            drop(reply.send(handle.predict(&features).expect("it predicts")));
-        }
-    });
+    let config = Config { threads: std::num::NonZeroU32::new(1), ..Config::default() };
+    for _ in 0..threads {
+        let (receiver, path, config) = (receiver.clone(), path.to_owned(), config.clone());
+        std::thread::spawn(move || {
+            let handle = bridge.load(path, &config).expect("the model loads");
+            for (features, reply) in receiver {
+                // Nobody may be waiting any more.
+                drop(reply.send(handle.predict(&features).expect("it predicts")));
+            }
+        });
+    }
     sender
 }
 
@@ -35,7 +41,7 @@ fn round_trip(criterion: &mut Criterion) {
     let fake = FakeBridge::new();
     let mut group = criterion.benchmark_group("round trip");
 
-    let sender = bare_worker(fake.bridge(), "fake.mlmodel".into());
+    let sender = bare_workers(fake.bridge(), Path::new("fake.mlmodel"), 1);
     group.bench_function("bare", |bencher| {
         bencher.iter(|| {
             runtime.block_on(async {
@@ -59,44 +65,86 @@ fn round_trip(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Predictions of a real model, as many as N threads can do.
+/// As many predictions as N threads can do: of a real model that takes a few hundredths of a millisecond, where every microsecond
+/// of a hand-over shows, and of arithmetic that takes about one, as small models do.
 fn throughput(criterion: &mut Criterion) {
-    const EACH: u64 = 64;
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/digits/digits-f32.mlpackage");
     let image = || Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64]).expect("64 pixels");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/digits/digits-f32.mlpackage");
     let features = move || Features::new().with("image", image());
-    let bridge = Bridge::platform();
-    let mut group = criterion.benchmark_group("throughput");
+    compare(criterion, "throughput of 20 us", Bridge::platform(), &path, 64, &features);
+
+    let arithmetic = FakeBridge::builder().compute(|_| {
+        let sum = (0..200_000).fold(0.5_f32, |x, _| black_box(x.mul_add(0.999, 0.001)));
+        Ok(Features::new().with("y", Tensor::from_vec(&[1], vec![sum]).expect("one element")))
+    });
+    let fake = arithmetic.build();
+    compare(criterion, "throughput of 1 ms", fake.bridge(), Path::new("fake.mlmodel"), 8, &inputs);
+}
+
+/// Direct calls on N threads, a bare channel with N threads, and the client with N threads.
+fn compare(
+    criterion: &mut Criterion,
+    name: &str,
+    bridge: Bridge,
+    path: &Path,
+    each: u64,
+    features: &(impl Fn() -> Features + Sync),
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let mut group = criterion.benchmark_group(name);
     for threads in [1_usize, 2] {
         group.bench_function(BenchmarkId::new("direct", threads), |bencher| {
-            bencher.iter_custom(|rounds| direct(bridge, &path, threads, rounds * EACH, &features));
+            bencher.iter_custom(|rounds| direct(bridge, path, threads, rounds * each, features));
         });
+
+        let sender = bare_workers(bridge, path, threads);
+        group.bench_function(BenchmarkId::new("channel", threads), |bencher| {
+            bencher.iter_custom(|rounds| {
+                in_flight(&runtime, threads, rounds * each, || {
+                    let (reply, answer) = oneshot::channel();
+                    sender.send((features(), reply)).expect("the workers live");
+                    async { drop(answer.await.expect("a worker answers")) }
+                })
+            });
+        });
+
         let client = ModelClient::builder().bridge(bridge).threads(threads).intra_op_threads(1).build();
-        let model_ref = client.load_model(&path).expect("a committed model loads");
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let model_ref = client.load_model(path).expect("the model loads");
         group.bench_function(BenchmarkId::new("client", threads), |bencher| {
             bencher.iter_custom(|rounds| {
-                let start = Instant::now();
-                runtime.block_on(async {
-                    let mut waiting = std::collections::VecDeque::new();
-                    for _ in 0..rounds * EACH {
-                        // Enough in the queue that no thread ever waits for this one.
-                        if waiting.len() == 16 * threads {
-                            let oldest: coreml_client::Inference = waiting.pop_front().expect("not empty");
-                            oldest.await.expect("it predicts");
-                        }
-                        let request = InferenceRequest::new(model_ref, features());
-                        waiting.push_back(client.try_enqueue(request).expect("the queue has room"));
-                    }
-                    for job in waiting {
-                        job.await.expect("it predicts");
-                    }
-                });
-                start.elapsed()
+                in_flight(&runtime, threads, rounds * each, || {
+                    let request = InferenceRequest::new(model_ref, features());
+                    let answer = client.try_enqueue(request).expect("the queue has room");
+                    async { drop(answer.await.expect("it predicts")) }
+                })
             });
         });
     }
     group.finish();
+}
+
+/// The time of `count` jobs, with so many of them under way that no thread ever waits for the next.
+fn in_flight<F: Future<Output = ()>>(
+    runtime: &tokio::runtime::Runtime,
+    threads: usize,
+    count: u64,
+    mut start: impl FnMut() -> F,
+) -> Duration {
+    let begin = Instant::now();
+    runtime.block_on(async {
+        let mut waiting = VecDeque::new();
+        for _ in 0..count {
+            if waiting.len() == 16 * threads {
+                let oldest: F = waiting.pop_front().expect("not empty");
+                oldest.await;
+            }
+            waiting.push_back(start());
+        }
+        for job in waiting {
+            job.await;
+        }
+    });
+    begin.elapsed()
 }
 
 /// The same number of predictions, shared out among threads that do nothing else.
@@ -114,7 +162,7 @@ fn direct(
             .map(|thread| {
                 let (ready, config) = (&ready, &config);
                 scope.spawn(move || {
-                    let handle = bridge.load(path, config).expect("a committed model loads");
+                    let handle = bridge.load(path, config).expect("the model loads");
                     handle.predict(&features()).expect("it predicts");
                     ready.wait();
                     for _ in (thread..count).step_by(threads) {
