@@ -565,6 +565,205 @@ def control_flow() -> Iterator[Case]:
     draw = Draw("make_list")
     for _ in range(2):
         yield Case("make_list", {"x": draw.normal(3, 2)}, build=listed, expected=listed_reference)
+    yield from blocks()
+    yield from lists()
+
+
+def as_scalar(x: Any) -> Any:
+    """Of a tensor of one element."""
+    return mb.squeeze(x=x, axes=[0])
+
+
+def as_list(x: Any) -> Any:
+    """Of a scalar."""
+    return mb.expand_dims(x=x, axes=[0])
+
+
+def blocks() -> Iterator[Case]:
+    """Blocks inside blocks, what they capture, and loops whose tensors change their shape."""
+    one = np.float32(1)
+
+    def nested(n: Any, x: Any) -> Any:
+        """Two levels; one branch only passes on, one gives a constant, and each result leaves twice."""
+        count = as_scalar(n)
+        double = mb.mul(x=x, y=np.float32(2))
+
+        def positive() -> Any:
+            small = lambda: (mb.add(x=double, y=x), mb.identity(x=double))  # noqa: E731
+            large = lambda: (mb.identity(x=x), mb.const(val=np.full((2, 3), 7, np.float32)))  # noqa: E731
+            return mb.cond(pred=mb.less(x=count, y=5), _true_fn=small, _false_fn=large)
+
+        def negative() -> Any:
+            out = mb.sub(x=double, y=mb.cast(x=count, dtype="fp32"))
+            return out, mb.exp(x=out)
+
+        return mb.cond(pred=mb.greater(x=count, y=0), _true_fn=positive, _false_fn=negative)
+
+    def nested_reference(n: Array, x: Array) -> tuple[Array, Array]:
+        if n[0] > 0:
+            return (3 * x, 2 * x) if n[0] < 5 else (x, np.full((2, 3), 7, np.float32))
+        return 2 * x - n[0], np.exp(2 * x - n[0])
+
+    draw = Draw("cond nested")
+    for n in (3, 9, -1):
+        yield Case("cond", {"n": np.array([n], np.int32), "x": draw.normal(2, 3)}, build=nested, expected=nested_reference)
+
+    def power(n: Any, x: Any) -> Any:
+        """`x` to the `n`, which may be 0: `x` is captured, not carried."""
+        less = lambda i, _: mb.less(x=i, y=as_scalar(n))  # noqa: E731
+        step = lambda i, y: (mb.add(x=i, y=1), mb.matmul(x=y, y=x))  # noqa: E731
+        identity = mb.const(val=np.eye(3, dtype=np.float32))
+        count, product = mb.while_loop(_cond=less, _body=step, loop_vars=(mb.const(val=0), identity))
+        return as_list(count), product
+
+    def power_reference(n: Array, x: Array) -> tuple[Array, Array]:
+        return n, np.linalg.matrix_power(x, int(n[0]))
+
+    draw = Draw("while_loop power")
+    for n in (0, 1, 6):
+        yield Case("while_loop", {"n": np.array([n], np.int32), "x": draw.normal(3, 3)}, build=power, expected=power_reference)
+
+    def root(x: Any) -> Any:
+        """Heron's method until it stands still; the number of steps depends on the data. Three variables, one of them swapped."""
+
+        def moving(old: Any, new: Any, _: Any) -> Any:
+            gap = mb.reduce_max(x=mb.abs(x=mb.sub(x=old, y=new)), axes=[0], keep_dims=False)
+            return mb.greater(x=gap, y=np.float32(1e-3))
+
+        def step(_: Any, new: Any, count: Any) -> Any:
+            better = mb.mul(x=mb.add(x=new, y=mb.real_div(x=x, y=new)), y=np.float32(0.5))
+            return mb.identity(x=new), better, mb.add(x=count, y=1)
+
+        start = (mb.mul(x=x, y=np.float32(0)), mb.add(x=x, y=one), mb.const(val=0))
+        return mb.while_loop(_cond=moving, _body=step, loop_vars=start)[1]
+
+    draw = Draw("while_loop root")
+    for low, high in ((1, 2), (50, 900)):
+        yield Case("while_loop", {"x": draw.uniform(low, high, 4)}, build=root, expected=lambda x: np.sqrt(x))
+
+    def grow(n: Any, x: Any) -> Any:
+        """The variable gets longer with every step, so that its declared shape is not known."""
+        less = lambda i, _: mb.less(x=i, y=as_scalar(n))  # noqa: E731
+
+        def step(i: Any, y: Any) -> Any:
+            row = mb.add(x=x, y=mb.cast(x=i, dtype="fp32"))
+            return mb.add(x=i, y=1), mb.concat(values=[y, row], axis=0)
+
+        return mb.while_loop(_cond=less, _body=step, loop_vars=(mb.const(val=0), x))[1]
+
+    def grow_reference(n: Array, x: Array) -> Array:
+        return np.concatenate([x, *(x + i for i in range(int(n[0])))])
+
+    draw = Draw("while_loop grow")
+    for n in (0, 1, 4):
+        yield Case("while_loop", {"n": np.array([n], np.int32), "x": draw.normal(2, 3)}, build=grow, expected=grow_reference)
+
+    def triangle(n: Any, x: Any) -> Any:
+        """A loop in a loop with a condition inside: odd steps add, even ones multiply; the inner reads the outer's count."""
+        rows = as_scalar(n)
+
+        def inner(i: Any, y: Any) -> Any:
+            def step(j: Any, z: Any) -> Any:
+                odd = mb.equal(x=mb.mod(x=mb.add(x=i, y=j), y=2), y=1)
+                add = lambda: mb.add(x=z, y=x)  # noqa: E731
+                scale = lambda: mb.mul(x=z, y=np.float32(0.5))  # noqa: E731
+                return mb.add(x=j, y=1), mb.cond(pred=odd, _true_fn=add, _false_fn=scale)
+
+            less = lambda j, _: mb.less_equal(x=j, y=i)  # noqa: E731
+            return mb.add(x=i, y=1), mb.while_loop(_cond=less, _body=step, loop_vars=(mb.const(val=0), y))[1]
+
+        less = lambda i, _: mb.less(x=i, y=rows)  # noqa: E731
+        return mb.while_loop(_cond=less, _body=inner, loop_vars=(mb.const(val=0), x))[1]
+
+    def triangle_reference(n: Array, x: Array) -> Array:
+        y = x
+        for i in range(int(n[0])):
+            for j in range(i + 1):
+                y = y + x if (i + j) % 2 else y * 0.5
+        return y
+
+    draw = Draw("while_loop triangle")
+    for n in (1, 5):
+        yield Case("while_loop", {"n": np.array([n], np.int32), "x": draw.normal(3)}, build=triangle, expected=triangle_reference)
+
+
+def lists() -> Iterator[Case]:
+    """Lists that grow, of each type, with elements of rank 0 to 2, alone and in loops."""
+
+    def collect(n: Any, x: Any) -> Any:
+        """A list that a loop fills beyond its first length."""
+        less = lambda i, _: mb.less(x=i, y=as_scalar(n))  # noqa: E731
+
+        def step(i: Any, items: Any) -> Any:
+            value = mb.mul(x=x, y=mb.cast(x=i, dtype="fp32"))
+            return mb.add(x=i, y=1), mb.list_write(ls=items, index=i, value=value)
+
+        items = mb.make_list(init_length=1, elem_shape=(2, 3))
+        _, items = mb.while_loop(_cond=less, _body=step, loop_vars=(mb.const(val=0), items))
+        return as_list(mb.list_length(ls=items)), mb.list_gather(ls=items, indices=[2, 0, 2, 1])
+
+    def collect_reference(n: Array, x: Array) -> tuple[Array, Array]:
+        return n, np.stack([x * 2, x * 0, x * 2, x])
+
+    draw = Draw("list_write collect")
+    for n in (3, 8):
+        yield Case("list_write", {"n": np.array([n], np.int32), "x": draw.normal(2, 3)}, build=collect, expected=collect_reference)
+
+    def unseen(i: Any, x: Any) -> Any:
+        """An element's shape that only the first write tells; the gap before it is zeros."""
+        items = mb.make_list(init_length=0, elem_shape=("rows", 2))
+        items = mb.list_write(ls=items, index=as_scalar(i), value=x)
+        return as_list(mb.list_length(ls=items)), mb.list_read(ls=items, index=as_scalar(i)), mb.list_read(ls=items, index=0)
+
+    def unseen_reference(i: Array, x: Array) -> tuple[Array, Array, Array]:
+        return i + 1, x, x if i[0] == 0 else 0 * x
+
+    draw = Draw("list_read unseen")
+    for i in (0, 2):
+        yield Case("list_read", {"i": np.array([i], np.int32), "x": draw.normal(3, 2)}, build=unseen, expected=unseen_reference)
+
+    def typed(kind: str) -> Callable[..., Any]:
+        def build(i: Any, x: Any) -> Any:
+            items = mb.make_list(init_length=as_scalar(i), elem_shape=(3,), dtype=kind)
+            length = mb.list_length(ls=items)
+            items = mb.list_scatter(ls=items, indices=[1, 4], value=mb.cast(x=x, dtype=kind))
+            packed = mb.list_gather(ls=items, indices=[0, 1, 2, 3, 4])
+            return as_list(length), as_list(mb.list_length(ls=items)), mb.cast(x=packed, dtype="int32"), mb.cast(x=mb.list_read(ls=items, index=4), dtype="int32")
+
+        return build
+
+    def typed_reference(i: Array, x: Array) -> tuple[Array, ...]:
+        packed = np.zeros((5, 3), np.int32)
+        packed[[1, 4]] = x
+        return i, np.maximum(i, 5), packed, x[1]
+
+    draw = Draw("list_scatter typed")
+    for kind, low, high in (("fp32", -9, 9), ("fp16", -9, 9), ("int32", -(2**30), 2**30), ("bool", 0, 2)):
+        for i in (0, 7):
+            inputs = {"i": np.array([i], np.int32), "x": draw.integers(low, high, 2, 3)}
+            yield Case("list_scatter", inputs, {"dtype": kind}, build=lambda i, x, dtype=kind, build=typed(kind): build(i, x), expected=lambda i, x, dtype: typed_reference(i, x))
+
+    def places(at: Any, x: Any) -> Any:
+        items = mb.make_list(init_length=4, elem_shape=(2,), dynamic_length=False)
+        items = mb.list_scatter(ls=items, indices=[3, 1, 0, 2], value=x)
+        return mb.list_gather(ls=items, indices=at)
+
+    draw = Draw("list_gather places")
+    for count in (1, 6):
+        inputs = {"at": draw.integers(0, 4, count), "x": draw.normal(4, 2)}
+        yield Case("list_gather", inputs, build=places, expected=lambda at, x: x[np.argsort([3, 1, 0, 2])][at])
+
+    def length(n: Any, x: Any) -> Any:
+        """The list is written past its end only where the condition says so."""
+        items = mb.make_list(init_length=2, elem_shape=(4,))
+        longer = lambda: mb.list_write(ls=items, index=5, value=x)  # noqa: E731
+        same = lambda: mb.list_write(ls=items, index=1, value=x)  # noqa: E731
+        items = mb.cond(pred=mb.greater(x=as_scalar(n), y=0), _true_fn=longer, _false_fn=same)
+        return as_list(mb.list_length(ls=items)), mb.list_read(ls=items, index=1)
+
+    draw = Draw("list_length")
+    for n in (1, -1):
+        yield Case("list_length", {"n": np.array([n], np.int32), "x": draw.normal(4)}, build=length, expected=lambda n, x: (np.array([6]), 0 * x) if n[0] > 0 else (np.array([2]), x))
 
 
 def quantization_ops() -> Iterator[Case]:

@@ -208,6 +208,22 @@ pub enum KernelError {
         /// The limit.
         limit: usize,
     },
+    /// The loops of one prediction ran more often than [`Limits`](crate::Limits) allow.
+    #[error("the model's loops are over their limit of {limit} iterations")]
+    Endless {
+        /// The limit.
+        limit: usize,
+    },
+    /// An op in a block of the op failed.
+    #[error("op `{op}` that makes `{output}` failed: {source}")]
+    Inner {
+        /// The inner op's type.
+        op: String,
+        /// The name of its first output.
+        output: String,
+        /// Why.
+        source: Box<KernelError>,
+    },
     /// The arithmetic library refused.
     #[error("arithmetic: {0}")]
     Library(String),

@@ -39,6 +39,19 @@ impl Type {
             Self::Tensor(t) | Self::List(t) | Self::State(t) => t,
         }
     }
+
+    /// The type of the tensor that holds the value while the program runs. A list is kept packed: its elements lie along a
+    /// first dimension.
+    pub(crate) fn run_time(&self) -> TensorType {
+        match self {
+            Self::Tensor(t) | Self::State(t) => t.clone(),
+            Self::List(t) => {
+                let packed =
+                    |dims: &Vec<Option<usize>>| std::iter::once(None).chain(dims.iter().copied()).collect();
+                TensorType { dtype: t.dtype, shape: t.shape.as_ref().map(packed) }
+            }
+        }
+    }
 }
 
 /// A value: its name in the file, its type and, if it is known at load, its contents.
@@ -72,6 +85,22 @@ pub(crate) struct Op {
     pub(crate) arguments: Vec<(Arc<str>, Argument)>,
     pub(crate) outputs: Vec<ValueId>,
     pub(crate) blocks: Vec<Block>,
+}
+
+impl Op {
+    /// Calls `f` with every value that the op or its blocks name, with those that a block makes for itself.
+    pub(crate) fn for_each_read(&self, f: &mut impl FnMut(ValueId)) {
+        self.arguments.iter().flat_map(|(_, argument)| argument.ids()).for_each(|&id| f(id));
+        for block in &self.blocks {
+            block.ops.iter().for_each(|op| op.for_each_read(f));
+            block.outputs.iter().for_each(|&id| f(id));
+        }
+    }
+
+    /// How often its blocks are taken to run, for the estimate of the work: loops say so only while they run.
+    pub(crate) fn repetitions(&self) -> usize {
+        if &*self.kind == "while_loop" { 16 } else { 1 }
+    }
 }
 
 #[derive(Clone, Debug, Default)]

@@ -30,11 +30,14 @@ pub struct Limits {
     pub tensor_elements: usize,
     /// Most elements of all tensors that are alive at one time; `2^29` (2 GiB of `f32`) by default.
     pub total_elements: usize,
+    /// Most iterations of all loops of one prediction together; `2^24` by default. A loop that never ends fails when it
+    /// gets there.
+    pub loop_iterations: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { tensor_elements: 1 << 28, total_elements: 1 << 29 }
+        Self { tensor_elements: 1 << 28, total_elements: 1 << 29, loop_iterations: 1 << 24 }
     }
 }
 

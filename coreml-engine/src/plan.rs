@@ -10,10 +10,10 @@ use smallvec::SmallVec;
 use crate::Limits;
 use crate::decode::DecodeError;
 use crate::error::{KernelError, OpError};
-use crate::ir::{Constant, Function, Op, Type, ValueId};
+use crate::ir::{Block, Constant, Function, Op, Type, ValueId};
 use crate::ops::{self, Kernel, OpBuilder, Read, Run, Slot, Source};
 use crate::types::{TensorType, element_count};
-use crate::value::{Value, ValueView};
+use crate::value::{Outputs, Value, ValueView};
 
 /// Ops whose effect is not in their outputs, or whose outputs are not decided by their inputs.
 const IMPURE: &[&str] = &["read_state", "write_state"];
@@ -43,23 +43,60 @@ pub(crate) struct Port<P> {
     pub(crate) ty: TensorType,
 }
 
+/// Steps in order, and how many places their values need. The body of a function, or of a block inside one.
+struct Steps {
+    steps: Vec<Step>,
+    slots: usize,
+}
+
 /// A program ready to run. Immutable: any number of sessions share it.
 pub(crate) struct Plan {
-    steps: Vec<Step>,
+    steps: Steps,
     constants: Vec<Value>,
-    slots: usize,
     pub(crate) inputs: Vec<Port<Option<usize>>>,
     pub(crate) outputs: Vec<Port<Source>>,
     pub(crate) states: Vec<Port<()>>,
+    /// Steps, with those of blocks.
+    size: usize,
     work: usize,
     limits: Limits,
 }
 
+/// A block of an op, ready to run: it shares the constants and the states of the plan, and reads values of the blocks
+/// around it, which it borrows.
+pub(crate) struct Body {
+    steps: Steps,
+    /// Place of each input of the block, if anything reads it, and its declared type.
+    inputs: Vec<(Option<usize>, TensorType)>,
+    /// Place of each captured value, in the order of the reads of the op that the block belongs to.
+    captured: Vec<usize>,
+    outputs: Vec<Source>,
+    size: usize,
+    work: usize,
+}
+
+/// What one prediction has used of its [`Limits`], all blocks together.
+#[derive(Debug, Default)]
+pub(crate) struct Used {
+    /// Elements of the values that are alive.
+    pub(crate) live: usize,
+    /// Iterations of all loops.
+    pub(crate) iterations: usize,
+}
+
 /// An op failed during a prediction.
+#[derive(Debug)]
 pub(crate) struct StepError {
     pub(crate) op: String,
     pub(crate) output: String,
     pub(crate) source: KernelError,
+}
+
+impl From<StepError> for KernelError {
+    /// As the error of the op whose block the step is in.
+    fn from(error: StepError) -> Self {
+        Self::Inner { op: error.op, output: error.output, source: Box::new(error.source) }
+    }
 }
 
 struct Compiler<'a> {
@@ -79,9 +116,18 @@ impl Plan {
         outputs: Vec<(String, ValueId)>,
         limits: &Limits,
     ) -> Result<Self, DecodeError> {
-        let ops = std::mem::take(&mut function.body.ops);
+        let mut block = std::mem::take(&mut function.body);
+        block.inputs = inputs.iter().map(|(_, id)| *id).collect();
+        block.outputs = outputs.iter().map(|(_, id)| *id).collect();
         let mut states = HashMap::new();
         let mut state_ports = Vec::new();
+        for (name, id) in inputs.iter().chain(&outputs) {
+            if let Type::List(_) = &function.value(*id).ty {
+                return Err(DecodeError::Unsupported(format!(
+                    "`{name}`, a list that enters or leaves a function"
+                )));
+            }
+        }
         for (name, id) in &inputs {
             if let Type::State(ty) = &function.value(*id).ty {
                 let shape = ty.fixed_shape().unwrap_or_default();
@@ -103,16 +149,28 @@ impl Plan {
             constants: Vec::new(),
             constant_places: HashMap::new(),
         };
-        let live = compiler.live_ops(&ops, &outputs)?;
-        let mut built = Vec::new();
-        let mut work = 0_usize;
-        for (op, _) in ops.iter().zip(live).filter(|(_, live)| *live) {
-            if let Some((kernel, reads)) = compiler.build(op)? {
-                work = work.saturating_add(compiler.work(op));
-                built.push((op, kernel, reads));
-            }
+        let block = compiler.block(&block)?;
+        if let Some(&id) = block.captured.first() {
+            return Err(compiler.unmade(id));
         }
-        compiler.schedule(built, inputs, outputs, state_ports, work)
+        let ty = |id: ValueId| compiler.function.value(id).ty.tensor().clone();
+        let inputs = inputs.into_iter().zip(&block.inputs);
+        let inputs = inputs
+            .filter(|((_, id), _)| !compiler.states.contains_key(id))
+            .map(|((name, id), &place)| Port { name, place, ty: ty(id) })
+            .collect();
+        let outputs = outputs.into_iter().zip(&block.outputs);
+        let outputs = outputs.map(|((name, id), &place)| Port { name, place, ty: ty(id) }).collect();
+        Ok(Self {
+            steps: block.steps,
+            constants: compiler.constants,
+            inputs,
+            outputs,
+            states: state_ports,
+            size: block.size,
+            work: block.work,
+            limits: limits.clone(),
+        })
     }
 
     /// Whether a prediction is worth more than one thread.
@@ -120,9 +178,10 @@ impl Plan {
         self.work >= PARALLEL_WORK
     }
 
-    /// Number of steps and multiply-adds of one prediction, as estimated from the declared shapes.
+    /// Number of steps (those of blocks counted once) and multiply-adds of one prediction, as estimated from the declared
+    /// shapes.
     pub(crate) fn size(&self) -> (usize, usize) {
-        (self.steps.len(), self.work)
+        (self.size, self.work)
     }
 
     /// Bytes that the plan keeps beside packed weights.
@@ -138,29 +197,23 @@ impl Plan {
         pool: &BufferPool,
         collect: impl for<'s> FnOnce(&'s dyn Fn(Source) -> Option<ValueView<'s>>) -> R,
     ) -> Result<R, StepError> {
-        let mut slots: Vec<Slot<'v>> = Vec::new();
-        slots.resize_with(self.slots, Slot::default);
+        let mut slots = self.steps.empty_slots();
         for (port, view) in self.inputs.iter().zip(inputs) {
             if let Some(place) = port.place {
                 slots[place] = Slot::Borrowed(view);
             }
         }
-        let mut live = 0;
-        let result = self.steps.iter().try_for_each(|step| {
-            self.step(step, &mut slots, &mut live, states, pool).map_err(|source| StepError {
-                op: step.kind.to_string(),
-                output: step.output.to_string(),
-                source,
-            })
-        });
-        let collected = result.map(|()| {
+        let context = &mut Context {
+            constants: &self.constants,
+            states,
+            pool,
+            limits: &self.limits,
+            used: &mut Used::default(),
+        };
+        let collected = self.steps.run(&mut slots, context).map(|()| {
             collect(&|source| match source {
                 Source::Constant(i) => self.constants.get(i).map(Value::view),
-                Source::Slot(i) => match slots.get(i) {
-                    Some(Slot::Owned(value)) => Some(value.view()),
-                    Some(Slot::Borrowed(view)) => Some(view.clone()),
-                    Some(Slot::Empty) | None => None,
-                },
+                Source::Slot(i) => slots.get(i).and_then(Slot::view),
             })
         });
         for slot in slots {
@@ -168,54 +221,164 @@ impl Plan {
         }
         collected
     }
+}
 
-    fn step(
-        &self,
-        step: &Step,
-        slots: &mut [Slot<'_>],
-        live: &mut usize,
-        states: &mut [Value],
-        pool: &BufferPool,
-    ) -> Result<(), KernelError> {
-        let before = live_elements(slots, &step.frees);
-        let mut run =
-            Run { slots, constants: &self.constants, reads: &step.reads, states, pool, limits: &self.limits };
-        let outputs = (step.kernel)(&mut run)?;
-        if outputs.len() != step.writes.len() {
+/// What all steps of a prediction share.
+pub(crate) struct Context<'r> {
+    pub(crate) constants: &'r [Value],
+    pub(crate) states: &'r mut [Value],
+    pub(crate) pool: &'r BufferPool,
+    pub(crate) limits: &'r Limits,
+    pub(crate) used: &'r mut Used,
+}
+
+impl Steps {
+    fn empty_slots<'v>(&self) -> Vec<Slot<'v>> {
+        let mut slots = Vec::new();
+        slots.resize_with(self.slots, Slot::default);
+        slots
+    }
+
+    fn run(&self, slots: &mut [Slot<'_>], context: &mut Context<'_>) -> Result<(), StepError> {
+        self.steps.iter().try_for_each(|step| {
+            step.run(slots, context).map_err(|source| StepError {
+                op: step.kind.to_string(),
+                output: step.output.to_string(),
+                source,
+            })
+        })
+    }
+}
+
+impl Step {
+    fn run(&self, slots: &mut [Slot<'_>], context: &mut Context<'_>) -> Result<(), KernelError> {
+        let before = live_elements(slots, &self.frees);
+        let mut run = Run {
+            slots,
+            constants: context.constants,
+            reads: &self.reads,
+            states: context.states,
+            pool: context.pool,
+            limits: context.limits,
+            used: context.used,
+        };
+        let outputs = (self.kernel)(&mut run)?;
+        if outputs.len() != self.writes.len() {
             return Err(KernelError::value(format!(
                 "{} outputs where {} are declared",
                 outputs.len(),
-                step.writes.len()
+                self.writes.len()
             )));
         }
-        *live = live.saturating_sub(before);
-        for &place in &step.frees {
-            recycle(std::mem::take(&mut slots[place]), pool);
+        context.used.live = context.used.live.saturating_sub(before);
+        for &place in &self.frees {
+            recycle(std::mem::take(&mut slots[place]), context.pool);
         }
-        for (value, (place, ty)) in outputs.into_iter().zip(&step.writes) {
+        for (value, (place, ty)) in outputs.into_iter().zip(&self.writes) {
             check_type(&value, ty)?;
             let Some(place) = place else {
-                value.recycle(pool);
+                value.recycle(context.pool);
                 continue;
             };
-            *live = live.saturating_add(element_count(value.shape()).unwrap_or(usize::MAX));
-            if *live > self.limits.total_elements {
-                let limit = self.limits.total_elements;
-                return Err(KernelError::TooLarge { shape: value.shape().to_vec(), limit });
-            }
+            context.used.add(value.shape(), context.limits)?;
             slots[*place] = Slot::Owned(value);
         }
         Ok(())
     }
 }
 
+impl Used {
+    /// Counts a value of `shape` as alive, if the limits allow one more.
+    pub(crate) fn add(&mut self, shape: &[usize], limits: &Limits) -> Result<(), KernelError> {
+        self.live = self.live.saturating_add(element_count(shape).unwrap_or(usize::MAX));
+        if self.live > limits.total_elements {
+            return Err(KernelError::TooLarge { shape: shape.to_vec(), limit: limits.total_elements });
+        }
+        Ok(())
+    }
+}
+
+impl Body {
+    /// Runs the block and returns its outputs, which are not counted as alive any more. `inputs` are; those that are owned
+    /// are freed after their last use.
+    pub(crate) fn run<'i, 'c>(
+        &self,
+        inputs: impl IntoIterator<Item = Slot<'i>>,
+        captured: &[ValueView<'c>],
+        context: &mut Context<'_>,
+    ) -> Result<Outputs, KernelError> {
+        let mut slots = self.steps.empty_slots();
+        for ((place, ty), slot) in self.inputs.iter().zip(inputs) {
+            if let Some(view) = slot.view() {
+                check_view(view.is_float(), view.shape(), ty)?;
+            }
+            match place {
+                Some(place) => slots[*place] = slot,
+                None => {
+                    if let Slot::Owned(value) = &slot {
+                        context.used.live = context.used.live.saturating_sub(count(value));
+                    }
+                    recycle(slot, context.pool);
+                }
+            }
+        }
+        for (&place, view) in self.captured.iter().zip(captured) {
+            slots[place] = Slot::Borrowed(view.clone());
+        }
+        let result = self.steps.run(&mut slots, context).map_err(KernelError::from);
+        let outputs = result.and_then(|()| self.take_outputs(&mut slots, context));
+        for slot in slots {
+            if let Slot::Owned(value) = &slot {
+                context.used.live = context.used.live.saturating_sub(count(value));
+            }
+            recycle(slot, context.pool);
+        }
+        outputs
+    }
+
+    /// Moves what the block made out of its places, and copies what it only passes on.
+    fn take_outputs(
+        &self,
+        slots: &mut [Slot<'_>],
+        context: &mut Context<'_>,
+    ) -> Result<Outputs, KernelError> {
+        let unmade = || KernelError::value("a value is read before it is made");
+        let mut outputs = Outputs::new();
+        for (i, source) in self.outputs.iter().enumerate() {
+            let again = self.outputs[i + 1..].contains(source);
+            let value = match *source {
+                Source::Constant(place) => {
+                    context.constants.get(place).ok_or_else(unmade)?.view().to_owned_in(context.pool)
+                }
+                Source::Slot(place) => match slots.get_mut(place) {
+                    Some(slot @ Slot::Owned(_)) if !again => match std::mem::take(slot) {
+                        Slot::Owned(value) => {
+                            context.used.live = context.used.live.saturating_sub(count(&value));
+                            value
+                        }
+                        Slot::Borrowed(_) | Slot::Empty => return Err(unmade()),
+                    },
+                    Some(slot) => slot.view().ok_or_else(unmade)?.to_owned_in(context.pool),
+                    None => return Err(unmade()),
+                },
+            };
+            outputs.push(value);
+        }
+        Ok(outputs)
+    }
+}
+
+fn count(value: &Value) -> usize {
+    element_count(value.shape()).unwrap_or(0)
+}
+
 /// Elements of the values in those places that the plan owns.
 fn live_elements(slots: &[Slot<'_>], places: &[usize]) -> usize {
-    let count = |&place: &usize| match &slots[place] {
-        Slot::Owned(value) => element_count(value.shape()).unwrap_or(0),
+    let owned = |&place: &usize| match &slots[place] {
+        Slot::Owned(value) => count(value),
         Slot::Borrowed(_) | Slot::Empty => 0,
     };
-    places.iter().map(count).sum()
+    places.iter().map(owned).sum()
 }
 
 fn recycle(slot: Slot<'_>, pool: &BufferPool) {
@@ -226,11 +389,27 @@ fn recycle(slot: Slot<'_>, pool: &BufferPool) {
 
 /// A kernel must make what the program declares; anything else would be a wrong answer further down.
 fn check_type(value: &Value, ty: &TensorType) -> Result<(), KernelError> {
-    if value.is_float() == ty.dtype.is_float() && ty.admits(value.shape()) {
+    check_view(value.is_float(), value.shape(), ty)
+}
+
+fn check_view(is_float: bool, shape: &[usize], ty: &TensorType) -> Result<(), KernelError> {
+    if is_float == ty.dtype.is_float() && ty.admits(shape) {
         return Ok(());
     }
-    let kind = if value.is_float() { "floats" } else { "integers" };
-    Err(KernelError::Type { expected: ty.to_string(), found: format!("{kind} {:?}", value.shape()) })
+    let kind = if is_float { "floats" } else { "integers" };
+    Err(KernelError::Type { expected: ty.to_string(), found: format!("{kind} {shape:?}") })
+}
+
+/// What a block becomes.
+struct Compiled {
+    steps: Steps,
+    inputs: Vec<Option<usize>>,
+    /// Values of the blocks around it that it reads, and their places.
+    captured: Vec<ValueId>,
+    captured_places: Vec<usize>,
+    outputs: Vec<Source>,
+    size: usize,
+    work: usize,
 }
 
 impl Compiler<'_> {
@@ -239,32 +418,77 @@ impl Compiler<'_> {
         DecodeError::Op { op: op.kind.to_string(), output: output.unwrap_or_default(), source }
     }
 
+    /// A value that no op makes before it is read.
+    fn unmade(&self, id: ValueId) -> DecodeError {
+        let name = &self.function.value(id).name;
+        DecodeError::corrupt(format!("value `{name}`"), "it is read before it is made, or never made")
+    }
+
+    /// Builds the ops of a block and gives their values places.
+    fn block(&mut self, block: &Block) -> Result<Compiled, DecodeError> {
+        let live = self.live_ops(&block.ops, &block.outputs)?;
+        let mut built = Vec::new();
+        let (mut size, mut work) = (0_usize, 0_usize);
+        for (op, _) in block.ops.iter().zip(live).filter(|(_, live)| *live) {
+            let Built { kernel, reads, size: inner_size, work: inner_work } = match self.build(op)? {
+                Some(built) => built,
+                None => continue,
+            };
+            size = size.saturating_add(inner_size).saturating_add(1);
+            work = work.saturating_add(self.work(op)).saturating_add(inner_work);
+            built.push((op, kernel, reads));
+        }
+        self.schedule(block, built, size, work)
+    }
+
+    /// A block of an op, and the values it captures.
+    fn body(&mut self, block: &Block) -> Result<(Body, Vec<ValueId>), DecodeError> {
+        if let Some(id) =
+            block.outputs.iter().find(|id| matches!(self.function.value(**id).ty, Type::State(_)))
+        {
+            let name = &self.function.value(*id).name;
+            return Err(DecodeError::corrupt(format!("value `{name}`"), "a state that leaves a block"));
+        }
+        let Compiled { steps, inputs, captured, captured_places, outputs, size, work } = self.block(block)?;
+        let types = block.inputs.iter().map(|id| self.function.value(*id).ty.run_time());
+        let inputs = inputs.into_iter().zip(types).collect();
+        Ok((Body { steps, inputs, captured: captured_places, outputs, size, work }, captured))
+    }
+
     /// Which ops reach an output or a state. Every op must exist, dead or alive.
-    fn live_ops(&self, ops: &[Op], outputs: &[(String, ValueId)]) -> Result<Vec<bool>, DecodeError> {
-        let mut wanted: HashSet<ValueId> = outputs.iter().map(|(_, id)| *id).collect();
+    fn live_ops(&self, ops: &[Op], outputs: &[ValueId]) -> Result<Vec<bool>, DecodeError> {
+        let mut wanted: HashSet<ValueId> = outputs.iter().copied().collect();
         let mut live = vec![false; ops.len()];
         for (op, live) in ops.iter().zip(&mut live).rev() {
-            let opset = self.function.opset;
-            if ops::find(&op.kind, opset).is_none() {
-                return Err(self.op_error(op, OpError::Unknown { opset: opset.name().into() }));
-            }
-            if op.outputs.iter().any(|id| wanted.contains(id)) || &*op.kind == "write_state" {
+            self.all_exist(op)?;
+            if op.outputs.iter().any(|id| wanted.contains(id)) || writes_state(op) {
                 *live = true;
-                wanted.extend(op.arguments.iter().flat_map(|(_, argument)| argument.ids()));
+                op.for_each_read(&mut |id| {
+                    wanted.insert(id);
+                });
             }
         }
         Ok(live)
     }
 
+    fn all_exist(&self, op: &Op) -> Result<(), DecodeError> {
+        let opset = self.function.opset;
+        if ops::find(&op.kind, opset).is_none() {
+            return Err(self.op_error(op, OpError::Unknown { opset: opset.name().into() }));
+        }
+        // The ops of the blocks of a living op are looked at when it is built; of a dead one, nobody else does.
+        op.blocks.iter().flat_map(|block| &block.ops).try_for_each(|op| self.all_exist(op))
+    }
+
     /// Builds one op; `None` if it could be folded into constants.
-    fn build(&mut self, op: &Op) -> Result<Option<(Kernel, Vec<ValueId>)>, DecodeError> {
+    fn build(&mut self, op: &Op) -> Result<Option<Built>, DecodeError> {
         let def = ops::find(&op.kind, self.function.opset).ok_or_else(|| {
             self.op_error(op, OpError::Unknown { opset: self.function.opset.name().into() })
         })?;
-        if !op.blocks.is_empty() {
-            return Err(self.op_error(op, OpError::Invalid("it does not take blocks".into())));
-        }
-        let mut builder = OpBuilder::new(&self.function, op, self.limits);
+        let bodies = op.blocks.iter().map(|block| self.body(block)).collect::<Result<Vec<_>, _>>()?;
+        let size = bodies.iter().map(|(body, _)| body.size).fold(0, usize::saturating_add);
+        let work = bodies.iter().map(|(body, _)| body.work).fold(0, usize::saturating_add);
+        let mut builder = OpBuilder::new(&self.function, op, self.limits, bodies);
         let kernel = (def.build)(&mut builder)
             .and_then(|kernel| builder.finish().map(|reads| (kernel, reads)))
             .map_err(|source| self.op_error(op, source))?;
@@ -273,7 +497,7 @@ impl Compiler<'_> {
             self.fold(op, &kernel, &reads).map_err(|source| self.op_error(op, source))?;
             return Ok(None);
         }
-        Ok(Some((kernel, reads)))
+        Ok(Some(Built { kernel, reads, size, work: work.saturating_mul(op.repetitions()) }))
     }
 
     fn folds(&self, op: &Op, reads: &[ValueId]) -> bool {
@@ -284,6 +508,8 @@ impl Compiler<'_> {
         let known = reads.iter().all(|id| self.function.value(*id).constant.is_some());
         known
             && !IMPURE.contains(&&*op.kind)
+            && op.blocks.is_empty()
+            && op.outputs.iter().all(|id| matches!(self.function.value(*id).ty, Type::Tensor(_)))
             && match (sum(&op.outputs), sum(reads)) {
                 (Some(made), Some(read)) => made <= read.saturating_mul(4).max(FOLD_ELEMENTS),
                 _ => false,
@@ -307,6 +533,7 @@ impl Compiler<'_> {
             states: &mut [],
             pool: &self.pool,
             limits: self.limits,
+            used: &mut Used::default(),
         };
         let outputs = kernel(&mut run).map_err(OpError::Fold)?;
         if outputs.len() != op.outputs.len() {
@@ -356,21 +583,20 @@ impl Compiler<'_> {
         Ok(Some(place))
     }
 
-    /// Gives every value a place, and frees it after its last use.
+    /// Gives every value a place, and frees it after its last use. Captured values are never freed: they are lent.
     fn schedule(
-        mut self,
+        &mut self,
+        block: &Block,
         built: Vec<(&Op, Kernel, Vec<ValueId>)>,
-        inputs: Vec<(String, ValueId)>,
-        outputs: Vec<(String, ValueId)>,
-        states: Vec<Port<()>>,
+        size: usize,
         work: usize,
-    ) -> Result<Plan, DecodeError> {
+    ) -> Result<Compiled, DecodeError> {
         const FOREVER: usize = usize::MAX;
         let mut last_use: HashMap<ValueId, usize> = HashMap::new();
         for (step, (_, _, reads)) in built.iter().enumerate() {
             last_use.extend(reads.iter().map(|id| (*id, step)));
         }
-        last_use.extend(outputs.iter().map(|(_, id)| (*id, FOREVER)));
+        last_use.extend(block.outputs.iter().map(|id| (*id, FOREVER)));
 
         let mut places: HashMap<ValueId, usize> = HashMap::new();
         let mut free: Vec<usize> = Vec::new();
@@ -383,14 +609,25 @@ impl Compiler<'_> {
             places.insert(id, place);
             place
         };
-        let mut input_ports = Vec::new();
-        for (name, id) in inputs {
-            if self.states.contains_key(&id) {
-                continue;
+        let mut inputs = Vec::new();
+        for &id in &block.inputs {
+            let used = last_use.contains_key(&id) && !self.states.contains_key(&id);
+            inputs.push(used.then(|| place_of(id, &mut places, &mut free)));
+        }
+        let made: HashSet<ValueId> =
+            block.inputs.iter().chain(built.iter().flat_map(|(op, ..)| &op.outputs)).copied().collect();
+        let reads = built.iter().flat_map(|(_, _, reads)| reads).chain(&block.outputs);
+        let (mut captured, mut captured_places) = (Vec::new(), Vec::new());
+        for &id in reads {
+            if !made.contains(&id)
+                && !places.contains_key(&id)
+                && !self.states.contains_key(&id)
+                && self.function.value(id).constant.is_none()
+            {
+                captured.push(id);
+                captured_places.push(place_of(id, &mut places, &mut free));
+                last_use.insert(id, FOREVER);
             }
-            let place = last_use.contains_key(&id).then(|| place_of(id, &mut places, &mut free));
-            let ty = self.function.value(id).ty.tensor().clone();
-            input_ports.push(Port { name, place, ty });
         }
 
         let mut steps = Vec::with_capacity(built.len());
@@ -426,7 +663,7 @@ impl Compiler<'_> {
                 .map(|id| {
                     let used = last_use.contains_key(id);
                     let place = used.then(|| place_of(*id, &mut places, &mut free));
-                    (place, self.function.value(*id).ty.tensor().clone())
+                    (place, self.function.value(*id).ty.run_time())
                 })
                 .collect();
             let output =
@@ -434,29 +671,32 @@ impl Compiler<'_> {
             steps.push(Step { kernel, kind: Arc::clone(&op.kind), output, reads, writes, frees });
         }
 
-        let mut output_ports = Vec::new();
-        for (name, id) in outputs {
-            let ty = self.function.value(id).ty.tensor().clone();
-            let place =
-                match self.constant(id).map_err(|e| DecodeError::corrupt(format!("output `{name}`"), e))? {
-                    Some(place) => Source::Constant(place),
-                    None => {
-                        Source::Slot(*places.get(&id).ok_or_else(|| {
-                            DecodeError::corrupt(format!("output `{name}`"), "no op makes it")
-                        })?)
-                    }
-                };
-            output_ports.push(Port { name, place, ty });
+        let mut outputs = Vec::with_capacity(block.outputs.len());
+        for &id in &block.outputs {
+            let place = match self.constant(id) {
+                Ok(Some(place)) => Source::Constant(place),
+                Ok(None) => Source::Slot(*places.get(&id).ok_or_else(|| self.unmade(id))?),
+                Err(error) => {
+                    let name = &self.function.value(id).name;
+                    return Err(DecodeError::corrupt(format!("output `{name}`"), error));
+                }
+            };
+            outputs.push(place);
         }
-        Ok(Plan {
-            steps,
-            constants: self.constants,
-            slots,
-            inputs: input_ports,
-            outputs: output_ports,
-            states,
-            work,
-            limits: self.limits.clone(),
-        })
+        let steps = Steps { steps, slots };
+        Ok(Compiled { steps, inputs, captured, captured_places, outputs, size, work })
     }
+}
+
+/// An op that is built: what runs, what it reads, and the steps and work of its blocks.
+struct Built {
+    kernel: Kernel,
+    reads: Vec<ValueId>,
+    size: usize,
+    work: usize,
+}
+
+/// Whether the op, or one in its blocks, has an effect beside its outputs.
+fn writes_state(op: &Op) -> bool {
+    &*op.kind == "write_state" || op.blocks.iter().flat_map(|block| &block.ops).any(writes_state)
 }

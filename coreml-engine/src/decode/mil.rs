@@ -65,6 +65,8 @@ pub(crate) fn function(proto: &mil::Function, open: OpenFile<'_>) -> Result<Deco
 #[derive(Default)]
 struct Scope {
     names: HashMap<Arc<str>, ValueId>,
+    /// The same in the order of their definition, to forget a block's when it ends. No block hides an outer name.
+    order: Vec<Arc<str>>,
     /// The outputs of `classify`: the function may return them, no op may read them.
     labels: HashSet<String>,
 }
@@ -93,6 +95,7 @@ impl Decoder<'_> {
         if self.scope.names.insert(Arc::clone(&name), id).is_some() {
             return Err(at_value(&name, "defined twice"));
         }
+        self.scope.order.push(name);
         Ok(id)
     }
 
@@ -100,7 +103,7 @@ impl Decoder<'_> {
         if depth > MAX_DEPTH {
             return Err(DecodeError::corrupt("block", format!("blocks are nested deeper than {MAX_DEPTH}")));
         }
-        let outer: Option<HashMap<_, _>> = (depth > 0).then(|| self.scope.names.clone());
+        let outer = self.scope.order.len();
         let mut out = Block::default();
         for input in &block.inputs {
             let ty = value_type(input.r#type.as_ref()).map_err(|why| at_value(&input.name, why))?;
@@ -117,10 +120,13 @@ impl Decoder<'_> {
             }
         }
         for name in &block.outputs {
+            if depth > 0 && self.scope.labels.contains(name) {
+                return Err(at_value(name, "a block reads the output of `classify`"));
+            }
             out.outputs.push(self.lookup(name)?);
         }
-        if let Some(outer) = outer {
-            self.scope.names = outer;
+        for name in self.scope.order.drain(outer..) {
+            self.scope.names.remove(&name);
         }
         Ok(out)
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::Limits;
 use crate::error::OpError;
 use crate::ir::{Argument, Constant, Function, Op, Opset, Type, ValueId};
+use crate::plan::Body;
 use crate::types::{DType, TensorType};
 
 /// A parameter that the kernel reads while it runs: `slot` is its place among the kernel's inputs.
@@ -37,11 +38,27 @@ pub(crate) struct OpBuilder<'a> {
     limits: &'a Limits,
     inputs: Vec<ValueId>,
     asked: HashSet<&'static str>,
+    /// The op's blocks, with what each captures; taken by [`OpBuilder::block`].
+    bodies: std::vec::IntoIter<(Body, Vec<ValueId>)>,
+    /// Whether the op may define what is not a tensor.
+    lists: bool,
+}
+
+/// A block of the op, and where the op finds what the block captures: a range of the kernel's inputs.
+pub(crate) struct BlockInput {
+    pub(crate) body: Body,
+    pub(crate) captured: std::ops::Range<usize>,
 }
 
 impl<'a> OpBuilder<'a> {
-    pub(crate) fn new(function: &'a Function, op: &'a Op, limits: &'a Limits) -> Self {
-        Self { function, op, limits, inputs: Vec::new(), asked: HashSet::new() }
+    pub(crate) fn new(
+        function: &'a Function,
+        op: &'a Op,
+        limits: &'a Limits,
+        bodies: Vec<(Body, Vec<ValueId>)>,
+    ) -> Self {
+        let (inputs, asked) = (Vec::new(), HashSet::new());
+        Self { function, op, limits, inputs, asked, bodies: bodies.into_iter(), lists: false }
     }
 
     /// The opset of the function, for ops whose meaning it changes.
@@ -62,6 +79,58 @@ impl<'a> OpBuilder<'a> {
     pub(crate) fn output_type(&self, i: usize) -> Result<&'a TensorType, OpError> {
         let id = self.op.outputs.get(i).ok_or_else(|| OpError::Invalid(format!("no output {i}")))?;
         Ok(self.function.value(*id).ty.tensor())
+    }
+
+    /// Type of output `i`, tensor or list.
+    pub(crate) fn output_kind(&mut self, i: usize) -> Result<&'a Type, OpError> {
+        self.lists = true;
+        let id = self.op.outputs.get(i).ok_or_else(|| OpError::Invalid(format!("no output {i}")))?;
+        Ok(&self.function.value(*id).ty)
+    }
+
+    /// The next of the op's blocks.
+    pub(crate) fn block(&mut self) -> Result<BlockInput, OpError> {
+        let (body, ids) = self.bodies.next().ok_or_else(|| OpError::Invalid("a block is missing".into()))?;
+        let first = self.inputs.len();
+        self.inputs.extend(ids);
+        Ok(BlockInput { body, captured: first..self.inputs.len() })
+    }
+
+    /// Type of output `output` of block `block`, by their indices.
+    pub(crate) fn block_output(&self, block: usize, output: usize) -> Result<&'a Type, OpError> {
+        let id = self.op.blocks.get(block).and_then(|block| block.outputs.get(output));
+        let id = id.ok_or_else(|| OpError::Invalid(format!("block {block} has no output {output}")))?;
+        Ok(&self.function.value(*id).ty)
+    }
+
+    /// Type of input `input` of block `block`, by their indices.
+    pub(crate) fn block_input(&self, block: usize, input: usize) -> Result<&'a Type, OpError> {
+        let id = self.op.blocks.get(block).and_then(|block| block.inputs.get(input));
+        let id = id.ok_or_else(|| OpError::Invalid(format!("block {block} has no input {input}")))?;
+        Ok(&self.function.value(*id).ty)
+    }
+
+    /// Number of inputs and outputs of block `block`.
+    pub(crate) fn block_arity(&self, block: usize) -> Result<(usize, usize), OpError> {
+        let block = self.op.blocks.get(block);
+        let block = block.ok_or_else(|| OpError::Invalid("a block is missing".into()))?;
+        Ok((block.inputs.len(), block.outputs.len()))
+    }
+
+    /// Several values, tensors or lists (`loop_vars` of `while_loop`), with their types.
+    pub(crate) fn values(&mut self, name: &'static str) -> Result<Vec<(Input, &'a Type)>, OpError> {
+        let argument = self.argument(name).ok_or(OpError::Missing(name))?;
+        let values = argument.ids().iter().map(|&id| (self.register(id), &self.function.value(id).ty));
+        Ok(values.collect())
+    }
+
+    /// A list, packed along a first dimension; the type is that of its elements.
+    pub(crate) fn list(&mut self, name: &'static str) -> Result<Input, OpError> {
+        let id = self.single(name)?.ok_or(OpError::Missing(name))?;
+        if !matches!(self.function.value(id).ty, Type::List(_)) {
+            return Err(parameter(name, "expected a list"));
+        }
+        Ok(self.register(id))
     }
 
     fn argument(&mut self, name: &'static str) -> Option<&'a Argument> {
@@ -268,8 +337,15 @@ impl<'a> OpBuilder<'a> {
     /// Ends reading: the values the kernel reads, in the order of their slots.
     ///
     /// # Errors
-    /// If the op has a parameter that was not asked for.
-    pub(crate) fn finish(self) -> Result<Vec<ValueId>, OpError> {
+    /// If the op has a parameter or a block that was not asked for, or an output that it cannot make.
+    pub(crate) fn finish(mut self) -> Result<Vec<ValueId>, OpError> {
+        if self.bodies.next().is_some() {
+            return Err(OpError::Invalid("it does not take so many blocks".into()));
+        }
+        let is_tensor = |id: &ValueId| matches!(self.function.value(*id).ty, Type::Tensor(_));
+        if !self.lists && !self.op.outputs.iter().all(is_tensor) {
+            return Err(OpError::Invalid("it makes tensors, and is declared to make something else".into()));
+        }
         match self.op.arguments.iter().find(|(key, _)| !self.asked.contains(&**key)) {
             Some((key, _)) => Err(OpError::UnknownParameter(key.to_string())),
             None => Ok(self.inputs),

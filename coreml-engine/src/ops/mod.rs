@@ -14,11 +14,13 @@ mod strided;
 pub(crate) mod testing;
 
 pub(crate) mod activation;
+pub(crate) mod control_flow;
 pub(crate) mod conv;
 pub(crate) mod elementwise_binary;
 pub(crate) mod elementwise_unary;
 pub(crate) mod image_resizing;
 pub(crate) mod linear;
+pub(crate) mod list;
 pub(crate) mod normalization;
 pub(crate) mod pool;
 pub(crate) mod reduction;
@@ -28,7 +30,7 @@ pub(crate) mod states;
 pub(crate) mod tensor_operation;
 pub(crate) mod tensor_transformation;
 
-pub(crate) use builder::{Axis, Input, Ints, OpBuilder, parameter, resolve_axis};
+pub(crate) use builder::{Axis, BlockInput, Input, Ints, OpBuilder, parameter, resolve_axis};
 pub(crate) use run::{Read, Run, Slot, Source};
 
 use crate::error::{KernelError, OpError};
@@ -70,11 +72,13 @@ pub struct Family {
 /// Every op there is.
 pub static FAMILIES: &[Family] = &[
     Family { name: "activation", ops: activation::OPS },
+    Family { name: "control_flow", ops: control_flow::OPS },
     Family { name: "conv", ops: conv::OPS },
     Family { name: "elementwise_binary", ops: elementwise_binary::OPS },
     Family { name: "elementwise_unary", ops: elementwise_unary::OPS },
     Family { name: "image_resizing", ops: image_resizing::OPS },
     Family { name: "linear", ops: linear::OPS },
+    Family { name: "list", ops: list::OPS },
     Family { name: "normalization", ops: normalization::OPS },
     Family { name: "pool", ops: pool::OPS },
     Family { name: "reduction", ops: reduction::OPS },

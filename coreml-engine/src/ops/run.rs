@@ -6,9 +6,10 @@ use rten_tensor::{Tensor, TensorView};
 
 use crate::Limits;
 use crate::error::KernelError;
-use crate::ops::Ints;
+use crate::ops::{BlockInput, Ints};
+use crate::plan::{Context, Used};
 use crate::types::element_count;
-use crate::value::{Value, ValueView};
+use crate::value::{Outputs, Value, ValueView};
 
 /// Where a value is kept during a prediction.
 #[derive(Debug, Default)]
@@ -20,6 +21,17 @@ pub(crate) enum Slot<'a> {
     Owned(Value),
     /// The caller's input.
     Borrowed(ValueView<'a>),
+}
+
+impl Slot<'_> {
+    /// The value, if there is one.
+    pub(crate) fn view(&self) -> Option<ValueView<'_>> {
+        match self {
+            Self::Owned(value) => Some(value.view()),
+            Self::Borrowed(view) => Some(view.clone()),
+            Self::Empty => None,
+        }
+    }
 }
 
 /// Where a kernel finds a value.
@@ -47,6 +59,7 @@ pub(crate) struct Run<'r, 'v> {
     pub(crate) states: &'r mut [Value],
     pub(crate) pool: &'r BufferPool,
     pub(crate) limits: &'r Limits,
+    pub(crate) used: &'r mut Used,
 }
 
 impl<'r> Run<'r, '_> {
@@ -54,11 +67,7 @@ impl<'r> Run<'r, '_> {
         let unmade = || KernelError::value("a value is read before it is made");
         match self.reads.get(slot).ok_or_else(unmade)?.source {
             Source::Constant(i) => self.constants.get(i).map(Value::view).ok_or_else(unmade),
-            Source::Slot(i) => match self.slots.get(i) {
-                Some(Slot::Owned(value)) => Ok(value.view()),
-                Some(Slot::Borrowed(view)) => Ok(view.clone()),
-                Some(Slot::Empty) | None => Err(unmade()),
-            },
+            Source::Slot(i) => self.slots.get(i).and_then(Slot::view).ok_or_else(unmade),
         }
     }
 
@@ -92,6 +101,41 @@ impl<'r> Run<'r, '_> {
             return Ok(value);
         }
         Ok(self.value(slot)?.to_owned_in(self.pool))
+    }
+
+    /// Whether [`Run::take`] would hand over the value itself.
+    pub(crate) fn takes(&self, slot: usize) -> bool {
+        match self.reads.get(slot) {
+            Some(&Read { source: Source::Slot(index), last: true }) => {
+                matches!(self.slots.get(index), Some(Slot::Owned(_)))
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    /// Runs a block of the op on `inputs`. Its outputs are not counted as alive.
+    pub(crate) fn block<'b>(
+        &mut self,
+        block: &BlockInput,
+        inputs: impl IntoIterator<Item = Slot<'b>>,
+    ) -> Result<Outputs, KernelError> {
+        let (slots, constants) = (&*self.slots, self.constants);
+        let captured = self.reads.get(block.captured.clone()).unwrap_or_default().iter();
+        let captured = captured
+            .map(|read| match read.source {
+                Source::Constant(i) => constants.get(i).map(Value::view),
+                Source::Slot(i) => slots.get(i).and_then(Slot::view),
+            })
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| KernelError::value("a value is read before it is made"))?;
+        let mut context = Context {
+            constants,
+            states: &mut *self.states,
+            pool: self.pool,
+            limits: self.limits,
+            used: &mut *self.used,
+        };
+        block.body.run(inputs, &captured, &mut context)
     }
 
     /// As [`Run::take`], for floats.
