@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use coreml_bridge::{Bridge, Config, Features, ModelDescription, ModelRef, PredictOptions, Timings};
 
@@ -51,6 +52,13 @@ impl Instance for Registered {
         let Some(handle) = coreml_bridge::get_model_handle(self.model_ref) else {
             unreachable!("the model is registered for as long as this value lives")
         };
+        if let Some(procedure) = &request.procedure {
+            let begin = Instant::now();
+            let outputs = procedure.run(&handle, &request.features)?;
+            let mut timings = Timings::default();
+            timings.run = begin.elapsed();
+            return Ok((outputs, timings));
+        }
         let prediction = if request.wanted.is_empty() {
             handle.predict_with(&request.features, PredictOptions::default())
         } else {

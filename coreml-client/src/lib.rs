@@ -99,6 +99,6 @@ pub use error::{Error, Refused, Result, Stage};
 pub use inference::Inference;
 pub(crate) use limits::Limits;
 pub use priority::Priority;
-pub use request::{InferenceMessage, InferenceRequest, InferenceResult, InferenceTimings};
+pub use request::{InferenceMessage, InferenceRequest, InferenceResult, InferenceTimings, Procedure};
 pub use shutdown::{Report, Shutdown};
 pub use stats::{Latencies, ModelStats, Outcomes, Stats, WorkerState, WorkerStats};

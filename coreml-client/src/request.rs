@@ -1,6 +1,8 @@
+use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coreml_bridge::{Features, ModelRef};
+use coreml_bridge::{CoreMlHandle, Features, ModelRef};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -38,14 +40,30 @@ pub struct InferenceRequest {
     pub priority: Priority,
     /// When its answer is of no use any more; none = the runtime's default.
     pub deadline: Option<Instant>,
-    /// The outputs to return; empty = all.
+    /// The outputs to return; empty = all. A procedure may do as it likes.
     pub wanted: Vec<String>,
+    /// What to do with the inputs in place of one prediction.
+    pub procedure: Option<Procedure>,
 }
 
 impl InferenceRequest {
     /// A request of normal priority for all outputs, with the runtime's default deadline.
     pub fn new(model_ref: ModelRef, features: Features) -> Self {
-        Self { model_ref, features, priority: Priority::Normal, deadline: None, wanted: Vec::new() }
+        Self {
+            model_ref,
+            features,
+            priority: Priority::Normal,
+            deadline: None,
+            wanted: Vec::new(),
+            procedure: None,
+        }
+    }
+
+    /// Has the inference thread run this in place of one prediction, see [`Procedure`].
+    #[must_use]
+    pub fn procedure(mut self, procedure: Procedure) -> Self {
+        self.procedure = Some(procedure);
+        self
     }
 
     /// Sets how urgent it is.
@@ -74,6 +92,62 @@ impl InferenceRequest {
     pub fn wanted<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.wanted = names.into_iter().map(Into::into).collect();
         self
+    }
+}
+
+/// Code that runs on an inference thread with that thread's own instance of the model: several predictions in a row, with a
+/// state or without, and no way back and forth between them.
+///
+/// To the queue it is one prediction, whatever it does: it has the request's priority and deadline, and nothing stops it once it
+/// runs. So it should be short, or look now and then whether anybody still wants its answer.
+///
+/// ```
+/// use coreml_bridge::{Features, Tensor};
+/// use coreml_client::{InferenceRequest, ModelClient, Procedure, load_model_async};
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// # let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+/// let model_ref = load_model_async(format!("{root}/models/digits/digits.mlpackage")).await?;
+/// let twice = Procedure::new(|model, inputs| {
+///     model.predict(inputs)?;
+///     model.predict(inputs)
+/// });
+/// let image = Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+/// let request = InferenceRequest::new(model_ref, Features::new().with("image", image)).procedure(twice);
+/// let result = ModelClient::new().enqueue_inference(request).await?;
+/// assert!(result.outputs.get("probabilities").is_some());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct Procedure(Arc<Run>);
+
+type Run =
+    dyn Fn(&CoreMlHandle, &Features) -> std::result::Result<Features, coreml_bridge::Error> + Send + Sync;
+
+impl Procedure {
+    /// From a closure that is given the instance and the request's inputs, and makes the outputs of the result.
+    pub fn new(
+        run: impl Fn(&CoreMlHandle, &Features) -> std::result::Result<Features, coreml_bridge::Error>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        Self(Arc::new(run))
+    }
+
+    pub(crate) fn run(
+        &self,
+        model: &CoreMlHandle,
+        inputs: &Features,
+    ) -> std::result::Result<Features, coreml_bridge::Error> {
+        (self.0)(model, inputs)
+    }
+}
+
+impl fmt::Debug for Procedure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Procedure").finish_non_exhaustive()
     }
 }
 

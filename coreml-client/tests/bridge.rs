@@ -9,7 +9,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use coreml_bridge::{Bridge, Config, Features, Tensor};
-use coreml_client::{Error, InferenceRequest, ModelClient, ModelRef, Shutdown, Stage};
+use coreml_client::{Error, InferenceRequest, ModelClient, ModelRef, Procedure, Shutdown, Stage};
 use coreml_testing::{FakeBridge, Outcome, REFUSAL};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -260,4 +260,33 @@ fn a_missing_model_is_an_error_that_names_its_path() {
         matches!(&error, Error::Load { path, .. } if path.to_str() == Some("no/such.mlpackage")),
         "{error}"
     );
+}
+
+#[test]
+fn a_procedure_makes_several_predictions_on_the_inference_thread() {
+    let fake = FakeBridge::new();
+    let (client, model_ref) = model(fake);
+    let fourfold = Procedure::new(|model, inputs| {
+        assert!(thread::current().name().unwrap().starts_with("fake"));
+        let once = model.predict(inputs)?;
+        model.predict(&Features::new().with("x", once.tensor("y").unwrap().clone()))
+    });
+    let result = block_on(client.enqueue_inference(request(model_ref, 3.0).procedure(fourfold))).unwrap();
+    assert_eq!(result.outputs.tensor("y").unwrap().as_slice::<f32>().unwrap(), [12.0]);
+    drain(&client, fake);
+}
+
+#[test]
+fn a_procedure_that_fails_or_panics_takes_nobody_with_it() {
+    let fake = FakeBridge::new();
+    let (client, model_ref) = model(fake);
+    let wrong = Procedure::new(|model, _| model.predict(&Features::new()));
+    let result = block_on(client.enqueue_inference(request(model_ref, 1.0).procedure(wrong)));
+    assert!(matches!(result, Err(Error::Predict { .. })), "{result:?}");
+    let panics = Procedure::new(|_, _| panic!("on purpose"));
+    let result = block_on(client.enqueue_inference(request(model_ref, 1.0).procedure(panics)));
+    assert!(matches!(result, Err(Error::WorkerPanicked { .. })), "{result:?}");
+    let result = block_on(client.enqueue_inference(request(model_ref, 1.0))).unwrap();
+    assert_eq!(result.outputs.tensor("y").unwrap().as_slice::<f32>().unwrap(), [2.0]);
+    drain(&client, fake);
 }
