@@ -51,7 +51,7 @@ enum Verb {
 
 #[derive(Args)]
 struct ModelArguments {
-    /// The model: .mlmodel or .mlpackage (on Apple platforms .mlmodelc too).
+    /// The model: .mlmodel, .mlpackage or .mlmodelc.
     model: PathBuf,
     /// The function to load; the model's default one if not given.
     #[arg(long)]

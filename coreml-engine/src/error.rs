@@ -16,7 +16,7 @@ pub enum LoadError {
         /// Why.
         source: io::Error,
     },
-    /// The path is neither an `.mlmodel` file nor an `.mlpackage` folder.
+    /// The path is neither an `.mlmodel` file nor an `.mlpackage` or `.mlmodelc` folder.
     #[error("{} is not a Core ML model: {reason}", path.display())]
     NotAModel {
         /// What was asked for.
@@ -31,6 +31,14 @@ pub enum LoadError {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A file of a compiled model (`.mlmodelc`) is damaged.
+    #[error("{} is damaged", path.display())]
+    Compiled {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and where.
+        source: crate::compiled::CompiledError,
     },
     /// The specification is not the protobuf message it should be.
     #[error("the specification of {model} does not decode")]

@@ -171,6 +171,25 @@ impl Opset {
         })
     }
 
+    /// From the tag of a function in a compiled program: `ios17`.
+    pub(crate) fn from_tag(tag: &str) -> Option<Self> {
+        let all = [Self::Ios13, Self::Ios14, Self::Ios15, Self::Ios16, Self::Ios17, Self::Ios18, Self::Ios26];
+        all.into_iter().find(|opset| opset.name().eq_ignore_ascii_case(tag))
+    }
+
+    /// The inverse of [`Opset::from_name`].
+    pub(crate) fn program_name(self) -> &'static str {
+        match self {
+            Self::Ios13 => "CoreML3",
+            Self::Ios14 => "CoreML4",
+            Self::Ios15 => "CoreML5",
+            Self::Ios16 => "CoreML6",
+            Self::Ios17 => "CoreML7",
+            Self::Ios18 => "CoreML8",
+            Self::Ios26 => "CoreML9",
+        }
+    }
+
     /// `iOS17` and the like.
     #[must_use]
     pub fn name(self) -> &'static str {

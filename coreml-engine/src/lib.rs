@@ -2,7 +2,8 @@
 //!
 //! The way of a model through this crate:
 //!
-//! 1. **package**: find the files of an `.mlmodel` or `.mlpackage`; read the weight file ([`weights`]).
+//! 1. **package**: find the files of an `.mlmodel`, `.mlpackage` or `.mlmodelc` ([`compiled`]); read the weight file
+//!    ([`weights`]).
 //! 2. **decode**: protobuf to a typed program in SSA form (`ir`). Neural networks are lowered to the same program.
 //! 3. **plan**: build every op (which validates it), fold constants, drop dead ops, give every value a place.
 //! 4. **run**: kernel after kernel; memory comes from a pool that the next prediction uses again.
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod bytes;
+pub mod compiled;
 mod convert;
 mod decode;
 pub mod description;

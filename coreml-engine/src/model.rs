@@ -111,7 +111,7 @@ impl Inner {
 }
 
 impl Model {
-    /// Reads, validates and plans the model at `path` (`.mlmodel` or `.mlpackage`).
+    /// Reads, validates and plans the model at `path` (`.mlmodel`, `.mlpackage` or `.mlmodelc`).
     ///
     /// # Errors
     /// [`LoadError`], which names the model and what in it is wrong.
@@ -119,9 +119,7 @@ impl Model {
         let read = options.read.unwrap_or(&read_file);
         let package = Package::open(path.as_ref(), read)?;
         let name = package.path.display().to_string();
-        let proto = ModelProto::decode(&*package.specification)
-            .map_err(|source| LoadError::Decode { model: name.clone(), source })?;
-        Self::of_specification(&name, &proto, options, &|file| package.file(file, read))
+        Self::of_specification(&name, &package.specification, options, &|file| package.file(file, read))
     }
 
     /// As [`Model::load`], from the bytes of a specification and of the files it names (`@model_path/…`).

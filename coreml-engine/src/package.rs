@@ -1,12 +1,16 @@
-//! Finding the parts of a model on disk: `.mlmodel` (one file) and `.mlpackage` (a folder with a manifest).
+//! Finding the parts of a model on disk: `.mlmodel` (one file), `.mlpackage` (a folder with a manifest) and `.mlmodelc` (a
+//! folder that [`compiled`] reads).
 
 use std::collections::HashMap;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use coreml_proto::proto::Model as ModelProto;
+use prost::Message;
 use serde::Deserialize;
 
 use crate::SharedBytes;
+use crate::compiled;
 use crate::error::LoadError;
 
 /// How files are read: whole into memory, or mapped by a caller that answers for the mapping.
@@ -25,11 +29,14 @@ pub fn read_file(path: &Path) -> io::Result<SharedBytes> {
 pub(crate) struct Package {
     /// What the caller asked for.
     pub(crate) path: PathBuf,
-    /// The specification: a serialised `Model` message.
-    pub(crate) specification: SharedBytes,
+    /// The specification.
+    pub(crate) specification: ModelProto,
     /// The folder that a program calls `@model_path`; none for a bare `.mlmodel`.
     root: PathBuf,
 }
+
+/// The file at the top of a package.
+const MANIFEST: &str = "Manifest.json";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -50,11 +57,18 @@ impl Package {
             move |source| LoadError::Io { path, source }
         };
         let metadata = std::fs::metadata(path).map_err(io(path))?;
+        // A folder with a manifest is a package, whatever else is in it.
+        if metadata.is_dir() && !path.join(MANIFEST).is_file() && compiled::is_compiled(path) {
+            let specification = compiled::open(path, read)?;
+            return Ok(Self { path: path.to_owned(), specification, root: path.to_owned() });
+        }
         let file = if metadata.is_dir() { model_of_folder(path, read)? } else { path.to_owned() };
-        let specification = read(&file).map_err(io(&file))?;
-        if specification.is_empty() {
+        let bytes = read(&file).map_err(io(&file))?;
+        if bytes.is_empty() {
             return Err(LoadError::NotAModel { path: path.to_owned(), reason: "the file is empty".into() });
         }
+        let specification = ModelProto::decode(&*bytes)
+            .map_err(|source| LoadError::Decode { model: path.display().to_string(), source })?;
         let root = file.parent().map(Path::to_owned).unwrap_or_default();
         Ok(Self { path: path.to_owned(), specification, root })
     }
@@ -79,14 +93,9 @@ fn inside(path: &str) -> Option<&Path> {
 }
 
 fn model_of_folder(path: &Path, read: ReadFile<'_>) -> Result<PathBuf, LoadError> {
-    let manifest = path.join("Manifest.json");
+    let manifest = path.join(MANIFEST);
     if !manifest.is_file() {
-        let compiled = path.join("coremldata.bin").is_file();
-        let reason = if compiled {
-            "compiled models (.mlmodelc) are not run by the portable engine yet; load the .mlpackage or .mlmodel"
-        } else {
-            "the folder has no Manifest.json"
-        };
+        let reason = "the folder has neither a Manifest.json nor a coremldata.bin";
         return Err(LoadError::NotAModel { path: path.to_owned(), reason: reason.into() });
     }
     let bytes = read(&manifest).map_err(|source| LoadError::Io { path: manifest.clone(), source })?;

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::run::visible;
 
-const TARGETS: &[&str] = &["manifest", "weights", "model"];
+const TARGETS: &[&str] = &["manifest", "weights", "compiled", "model"];
 
 /// Runs one target, or all, for that many seconds each.
 pub(crate) fn run(root: &Path, target: Option<&str>, seconds: u32) -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! From the protobuf specification to the typed program. Nothing above this module sees protobuf.
 
 pub(crate) mod mil;
+pub(crate) mod mil_text;
 
 use std::fmt;
 
