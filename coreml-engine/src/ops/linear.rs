@@ -35,7 +35,7 @@ fn gemm() -> GemmExecutor<f32, f32, f32> {
 }
 
 /// The right side of a product whose contents are known at load: `[K, N]`.
-enum Weight {
+pub(super) enum Weight {
     /// In the layout that the kernel reads.
     Packed(PackedBMatrix<f32>),
     /// As it is: a row times a matrix reads it once, so packing gains nothing.
@@ -44,7 +44,7 @@ enum Weight {
 
 impl Weight {
     /// `matrix` is `[K, N]`; `rows` is the number of rows of the left side, if known.
-    fn new(matrix: NdTensorView<'_, f32, 2>, rows: Option<usize>) -> Self {
+    pub(super) fn new(matrix: NdTensorView<'_, f32, 2>, rows: Option<usize>) -> Self {
         if rows == Some(1) || matrix.is_empty() {
             Self::Plain(matrix.as_dyn().to_tensor())
         } else {
@@ -68,7 +68,7 @@ impl Weight {
 }
 
 /// `x [.., K] * weight [K, N] + bias [N]`, as `[.., N]`.
-fn product(
+pub(super) fn product(
     run: &Run<'_, '_>,
     x: TensorView<'_, f32>,
     weight: &Weight,

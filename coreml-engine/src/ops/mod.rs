@@ -23,6 +23,7 @@ pub(crate) mod linear;
 pub(crate) mod list;
 pub(crate) mod normalization;
 pub(crate) mod pool;
+pub(crate) mod recurrent;
 pub(crate) mod reduction;
 pub(crate) mod scatter_gather;
 pub(crate) mod slicing;
@@ -81,6 +82,7 @@ pub static FAMILIES: &[Family] = &[
     Family { name: "list", ops: list::OPS },
     Family { name: "normalization", ops: normalization::OPS },
     Family { name: "pool", ops: pool::OPS },
+    Family { name: "recurrent", ops: recurrent::OPS },
     Family { name: "reduction", ops: reduction::OPS },
     Family { name: "scatter_gather", ops: scatter_gather::OPS },
     Family { name: "slicing", ops: slicing::OPS },
