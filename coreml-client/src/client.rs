@@ -7,16 +7,17 @@ use std::thread;
 use std::time::Duration;
 
 use coreml_bridge::{Bridge, Config, ModelDescription, ModelRef};
-use tokio::sync::oneshot;
 
 use crate::backend::Backend;
+use crate::inference;
 use crate::limits::Limit;
 use crate::queue::WhenFull;
-use crate::runtime::{IntraOp, Runtime, Settings};
-use crate::version::{Retry, Service};
+use crate::runtime::{IntraOp, Loaded, Runtime, Settings};
+use crate::tokens::Tokens;
+use crate::version::{Denied, Retry, Service};
 use crate::{
-    Error, Inference, InferenceMessage, InferenceRequest, Limits, Priority, Refused, Report, Result,
-    Shutdown, Stats,
+    ComputeUnit, Error, Inference, InferenceMessage, InferenceRequest, Limits, Load, MemoryPressure,
+    ModelSource, Permit, Pinned, Priority, Refused, Report, Result, Serial, Shutdown, Stats, Swap,
 };
 
 /// Runs Core ML models for any number of tasks and threads.
@@ -89,11 +90,12 @@ impl ModelClient {
     /// As [`load_model`](Self::load_model).
     pub fn load_model_with(&self, path: impl AsRef<Path>, config: Config) -> Result<ModelRef> {
         let (sender, receiver) = mpsc::sync_channel(1);
-        let loaded = Box::new(move |result| {
+        let done = Box::new(move |result| {
             // The receiver waits below.
             let _ = sender.send(result);
         });
-        self.runtime().load(path.as_ref().to_owned(), config, loaded);
+        let source = ModelSource::new(path.as_ref()).config(config);
+        self.runtime().load(source, Loaded { done, stage: None });
         receiver.recv().unwrap_or(Err(Error::ShutDown))
     }
 
@@ -123,16 +125,164 @@ impl ModelClient {
         path: P,
         config: Config,
     ) -> impl Future<Output = Result<ModelRef>> + Send + 'static + use<P> {
-        let (runtime, path) = (Arc::clone(self.runtime()), path.into());
+        self.load(ModelSource::new(path).config(config))
+    }
+
+    /// As [`load_model_async`](Self::load_model_async), with everything that can be said about how the model is to be served;
+    /// tells how far it has come.
+    ///
+    /// Under a [memory budget](ModelClientBuilder::memory_budget) it waits for room, unless the source
+    /// [says otherwise](ModelSource::refuse_over_budget).
+    ///
+    /// # Errors
+    /// As [`load_model`](Self::load_model); [`Error::OverBudget`], [`Error::MemoryPressure`]; [`Error::Predict`] if a
+    /// [warm-up](ModelSource::warm_up) fails.
+    ///
+    /// See [`ModelSource`] and [`Load::stages`] for examples.
+    pub fn load(&self, source: impl Into<ModelSource>) -> Load {
+        Load::new(Arc::clone(self.runtime()), source.into())
+    }
+
+    /// As [`load`](Self::load), and keeps the model from being evicted for as long as the result lives.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    ///
+    /// ```
+    /// use coreml_client::{Features, InferenceRequest, ModelClient, Tensor};
+    ///
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// let client = ModelClient::builder().memory_budget(64 << 20).build();
+    /// let pinned = client.load_pinned(path).await?;
+    /// # let image = Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64]).unwrap();
+    /// let request = InferenceRequest::new(pinned.model_ref(), Features::new().with("image", image));
+    /// client.enqueue_inference(request).await?;
+    /// drop(pinned); // now it may go when another needs the room
+    /// # Ok::<(), coreml_client::Error>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn load_pinned<P: Into<ModelSource>>(
+        &self,
+        source: P,
+    ) -> impl Future<Output = Result<Pinned>> + Send + 'static + use<P> {
+        let (runtime, source) = (Arc::clone(self.runtime()), source.into());
         async move {
-            let (sender, receiver) = oneshot::channel();
-            let loaded = Box::new(move |result| {
-                // Who asked may have gone.
-                let _ = sender.send(result);
-            });
-            runtime.load(path, config, loaded);
-            receiver.await.unwrap_or(Err(Error::ShutDown))
+            loop {
+                let model_ref = Load::new(Arc::clone(&runtime), source.clone()).await?;
+                match Pinned::new(Arc::clone(&runtime), model_ref) {
+                    // Somebody else's load came between.
+                    Err(Error::Evicted { .. }) => {}
+                    pinned => return pinned,
+                }
+            }
         }
+    }
+
+    /// Keeps a model that is loaded from being evicted.
+    ///
+    /// # Errors
+    /// [`Error::ModelNotFound`], [`Error::Evicted`], [`Error::ShutDown`].
+    pub fn pin(&self, model_ref: ModelRef) -> Result<Pinned> {
+        Pinned::new(Arc::clone(self.runtime()), model_ref)
+    }
+
+    /// Corrects what a model takes of the [memory budget](ModelClientBuilder::memory_budget); models that are idle make room
+    /// if need be.
+    ///
+    /// # Errors
+    /// [`Error::ModelNotFound`], [`Error::Evicted`], [`Error::ShutDown`].
+    pub fn set_memory(&self, model_ref: ModelRef, bytes: usize) -> Result<()> {
+        self.runtime().set_memory(model_ref, bytes)
+    }
+
+    /// Tells how short of memory the system is. On Apple's systems that is for the program to hear (it has the dispatch
+    /// source, or the app's delegate); for Linux see [`MemoryPressure::of_system`].
+    pub fn set_memory_pressure(&self, pressure: MemoryPressure) {
+        self.runtime().set_pressure(pressure);
+    }
+
+    /// Brings another version of a model, without a gap: it is loaded, warmed up and checked beside the old one, then takes
+    /// over by one store. A request is served by the version that was current when it was handed in, and the
+    /// [result says which](crate::InferenceResult::version). Gives the new version's number.
+    ///
+    /// The old version is kept for a [`rollback`](Self::rollback), until the next swap, or until its memory is needed. A swap
+    /// waits for the version before the old one to finish what it has: at most two are alive.
+    ///
+    /// # Errors
+    /// Whatever fails, the old version goes on: as [`load`](Self::load); [`Error::SwapRefused`] if the warm-up or the
+    /// [check](Swap::check) fails; [`Error::SwapInProgress`], [`Error::ModelNotFound`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future once it was polled does not stop the swap.
+    ///
+    /// ```
+    /// use coreml_client::{Features, ModelClient, Tensor};
+    ///
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits");
+    /// # let (old, new) = (format!("{folder}/digits.mlpackage"), format!("{folder}/digits-f32.mlpackage"));
+    /// # let image = Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+    /// let client = ModelClient::builder().build();
+    /// let model_ref = client.load(&old).await?;
+    /// let sample = Features::new().with("image", image);
+    /// let version = client
+    ///     .swap(model_ref, &new)
+    ///     .check(move |trial| {
+    ///         let sum: f32 = trial.predict(sample)?.tensor("probabilities")?.to_vec::<f32>()?.iter().sum();
+    ///         let sound = (sum - 1.0).abs() < 1e-3;
+    ///         if sound { Ok(()) } else { Err(Box::<dyn std::error::Error + Send + Sync>::from("no probabilities")) }
+    ///     })
+    ///     .await?;
+    /// assert_eq!(version, 2);
+    /// assert_eq!(client.rollback(model_ref)?, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn swap(&self, model_ref: ModelRef, source: impl Into<ModelSource>) -> Swap {
+        Swap::new(Arc::clone(self.runtime()), model_ref, source.into())
+    }
+
+    /// Goes back to the version before the last swap; gives its number. The version that it replaces is not kept.
+    ///
+    /// # Errors
+    /// [`Error::NoRollback`] if there was none, or it had to go; [`Error::ModelNotFound`], [`Error::ShutDown`].
+    pub fn rollback(&self, model_ref: ModelRef) -> Result<u64> {
+        self.runtime().rollback(model_ref)
+    }
+
+    /// Waits for a place in the model's queue, for inputs of so many bytes: those who would only wait with them in hand need
+    /// not build them before. In the same line as [`enqueue_inference`](Self::enqueue_inference).
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::ModelNotFound`], [`Error::Unloaded`], [`Error::Evicted`], [`Error::ModelFailed`],
+    /// [`Error::ShutDown`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the line.
+    ///
+    /// ```
+    /// use coreml_client::{Features, InferenceRequest, ModelClient, Priority, Tensor};
+    ///
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// let client = ModelClient::builder().build();
+    /// let model_ref = client.load(path).await?;
+    /// let permit = client.reserve(model_ref, Priority::Normal, 256).await?;
+    /// let image = Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?; // built when there is room for it
+    /// let request = InferenceRequest::new(model_ref, Features::new().with("image", image));
+    /// let result = permit.enqueue(request)?.await?;
+    /// # drop(result);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn reserve(
+        &self,
+        model_ref: ModelRef,
+        priority: Priority,
+        bytes: usize,
+    ) -> impl Future<Output = Result<Permit>> + Send + 'static + use<> {
+        Permit::reserve(Arc::clone(self.runtime()), model_ref, priority, bytes)
     }
 
     /// Unloads a model for all clients of the runtime, without waiting: new requests find it gone, those handed in before
@@ -198,14 +348,19 @@ impl ModelClient {
     )]
     pub fn try_send(&self, message: InferenceMessage) -> Result<(), (Error, InferenceMessage)> {
         let runtime = self.runtime();
-        match runtime.route(message.model_ref) {
-            Ok(version) => {
-                let submitted = std::time::Instant::now();
-                let default = || submitted.checked_add(runtime.settings().default_timeout?);
-                let deadline = message.request.deadline.or_else(default);
-                version.submit(message, submitted, deadline, WhenFull::Refuse).map(drop)
+        let submitted = std::time::Instant::now();
+        let mut message = message;
+        loop {
+            let version = match runtime.route(message.model_ref) {
+                Ok(version) => version,
+                Err(error) => return Err((error, message)),
+            };
+            let deadline = inference::deadline(runtime, &version, &message.request, submitted);
+            match version.submit(message, submitted, deadline, WhenFull::Refuse) {
+                Ok(_) => return Ok(()),
+                Err((Denied::For(error), message)) => return Err((error, message)),
+                Err((Denied::Superseded, back)) => message = back,
             }
-            Err(error) => Err((error, message)),
         }
     }
 
@@ -286,6 +441,10 @@ pub struct ModelClientBuilder {
     default_timeout: Option<Duration>,
     stop_grace: Duration,
     retry: Retry,
+    refuse_hopeless: bool,
+    memory_budget: Option<usize>,
+    serial: Serial,
+    units: [Option<usize>; 3],
 }
 
 impl ModelClientBuilder {
@@ -300,6 +459,10 @@ impl ModelClientBuilder {
             default_timeout: None,
             stop_grace: Duration::from_secs(1),
             retry: Retry::default(),
+            refuse_hopeless: false,
+            memory_budget: None,
+            serial: Serial::Free,
+            units: [None; 3],
         }
     }
 
@@ -368,6 +531,33 @@ impl ModelClientBuilder {
         self
     }
 
+    /// Refuses a request at once, with [`Error::DeadlineExceeded`], when those before it will take beyond its deadline, going
+    /// by what predictions took so far. By default it waits for its luck.
+    pub fn refuse_hopeless(mut self) -> Self {
+        self.refuse_hopeless = true;
+        self
+    }
+
+    /// How many bytes all models together may take, by what their [sources say](ModelSource::memory); by default as many as
+    /// they like. Loads evict idle models, the least recently used first, or wait until one is idle.
+    pub fn memory_budget(mut self, bytes: usize) -> Self {
+        self.memory_budget = Some(bytes);
+        self
+    }
+
+    /// How many predictions may use a compute unit at the same time, over all models of the runtime; by default as many as
+    /// there are threads. 0 is taken as 1.
+    pub fn max_concurrent(mut self, unit: ComputeUnit, predictions: usize) -> Self {
+        self.units[unit as usize] = Some(predictions);
+        self
+    }
+
+    /// Lets predictions exclude each other.
+    pub fn serialize(mut self, serial: Serial) -> Self {
+        self.serial = serial;
+        self
+    }
+
     /// How long [`ModelClient::shutdown`] waits for predictions under way once nothing is queued any more, by default one
     /// second; threads that take longer are reported.
     pub fn stop_grace(mut self, grace: Duration) -> Self {
@@ -386,10 +576,14 @@ impl ModelClientBuilder {
                 threads,
                 limits: Limits::new(self.total, self.classes, self.fairness),
                 retry: self.retry,
+                refuse_hopeless: self.refuse_hopeless,
             },
             intra_op_threads: self.intra_op_threads,
             default_timeout: self.default_timeout,
             stop_grace: self.stop_grace,
+            memory_budget: self.memory_budget,
+            serial: self.serial,
+            units: self.units.iter().any(Option::is_some).then(|| Tokens::new(self.units)),
         };
         ModelClient { owner: Arc::new(Owner(Runtime::new(settings))) }
     }
@@ -407,6 +601,10 @@ impl fmt::Debug for ModelClientBuilder {
             default_timeout,
             stop_grace,
             retry,
+            refuse_hopeless,
+            memory_budget,
+            serial,
+            units,
         } = self;
         f.debug_struct("ModelClientBuilder")
             .field("threads", threads)
@@ -417,6 +615,10 @@ impl fmt::Debug for ModelClientBuilder {
             .field("default_timeout", default_timeout)
             .field("stop_grace", stop_grace)
             .field("retry", retry)
+            .field("refuse_hopeless", refuse_hopeless)
+            .field("memory_budget", memory_budget)
+            .field("serial", serial)
+            .field("units", units)
             .finish_non_exhaustive()
     }
 }

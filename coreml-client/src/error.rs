@@ -82,6 +82,54 @@ pub enum Error {
         source: Arc<Error>,
     },
 
+    /// The model was taken out of memory to make room. Load it again.
+    #[error("{model_ref} was evicted")]
+    Evicted {
+        /// The model.
+        model_ref: ModelRef,
+    },
+
+    /// The model would take more than the whole memory budget, or there is no room and the load was not to wait.
+    #[error("{bytes} bytes for {} exceed what is left of the memory budget of {budget} bytes", path.display())]
+    OverBudget {
+        /// Its path, as it was given.
+        path: PathBuf,
+        /// What it would take.
+        bytes: usize,
+        /// The whole budget.
+        budget: usize,
+    },
+
+    /// The system is critically short of memory, so nothing is loaded.
+    #[error("no memory to load {}", path.display())]
+    MemoryPressure {
+        /// Its path, as it was given.
+        path: PathBuf,
+    },
+
+    /// A swap of this model is under way.
+    #[error("{model_ref} is being swapped")]
+    SwapInProgress {
+        /// The model.
+        model_ref: ModelRef,
+    },
+
+    /// The version to be swapped in did not pass: its warm-up failed, or the check.
+    #[error("the new version of {model_ref} was refused")]
+    SwapRefused {
+        /// The model; its old version goes on.
+        model_ref: ModelRef,
+        /// Why.
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// No earlier version is kept.
+    #[error("{model_ref} has no version to go back to")]
+    NoRollback {
+        /// The model.
+        model_ref: ModelRef,
+    },
+
     /// The queue is full, and the caller did not want to wait.
     #[error("the queue of {model_ref} is full")]
     QueueFull {

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::queue::{Key, WhenFull};
 use crate::runtime::Runtime;
 use crate::timer::{Alarm, Timer};
-use crate::version::{Answer, Version};
+use crate::version::{Answer, Denied, Version};
 use crate::{Error, InferenceMessage, InferenceRequest, Refused, Result};
 
 /// The future of an [`InferenceResult`](crate::InferenceResult); see
@@ -44,6 +44,21 @@ impl Inference {
         let id = Uuid::new_v4();
         let pending = Pending::submit(runtime, id, request, WhenFull::Refuse)?;
         Ok(Self { id, state: State::Pending(pending) })
+    }
+
+    /// Hands the request in to the place that was reserved for it; if that is lost, as one that comes without.
+    pub(crate) fn fill(
+        runtime: Arc<Runtime>,
+        version: Arc<Version>,
+        key: Key,
+        request: InferenceRequest,
+    ) -> Self {
+        let id = Uuid::new_v4();
+        let state = match Pending::fill(&runtime, id, version, key, request) {
+            Ok(pending) => State::Pending(pending),
+            Err(request) => State::New { runtime, request },
+        };
+        Self { id, state }
     }
 
     /// The request's id, which the result will carry.
@@ -81,6 +96,19 @@ impl fmt::Debug for Inference {
     }
 }
 
+/// The request's own, the model's, or the runtime's.
+pub(crate) fn deadline(
+    runtime: &Runtime,
+    version: &Version,
+    request: &InferenceRequest,
+    submitted: Instant,
+) -> Option<Instant> {
+    request.deadline.or_else(|| {
+        let timeout = version.default_timeout().or(runtime.settings().default_timeout)?;
+        submitted.checked_add(timeout)
+    })
+}
+
 /// A request that has been handed in.
 struct Pending {
     version: Arc<Version>,
@@ -98,21 +126,53 @@ impl Pending {
         when_full: WhenFull,
     ) -> Result<Self, Refused> {
         let model_ref = request.model_ref;
-        let version = match runtime.route(model_ref) {
-            Ok(version) => version,
-            Err(source) => return Err(Refused { request, source }),
-        };
         let submitted = Instant::now();
-        let default = || submitted.checked_add(runtime.settings().default_timeout?);
-        let deadline = request.deadline.or_else(default);
         let (response_sender, answer) = oneshot::channel();
-        let message = InferenceMessage { id, model_ref, request, response_sender };
-        let key = match version.submit(message, submitted, deadline, when_full) {
-            Ok(key) => key,
-            Err((source, message)) => return Err(Refused { request: message.request, source }),
-        };
+        let mut message = InferenceMessage { id, model_ref, request, response_sender };
+        loop {
+            let version = match runtime.route(model_ref) {
+                Ok(version) => version,
+                Err(source) => return Err(Refused { request: message.request, source }),
+            };
+            let deadline = deadline(runtime, &version, &message.request, submitted);
+            match version.submit(message, submitted, deadline, when_full) {
+                Ok(key) => return Ok(Self::new(version, key, answer, deadline)),
+                Err((Denied::For(source), message)) => {
+                    return Err(Refused { request: message.request, source });
+                }
+                // A swap came between: the model has another version now.
+                Err((Denied::Superseded, back)) => message = back,
+            }
+        }
+    }
+
+    fn fill(
+        runtime: &Runtime,
+        id: Uuid,
+        version: Arc<Version>,
+        key: Key,
+        request: InferenceRequest,
+    ) -> Result<Self, InferenceRequest> {
+        let submitted = Instant::now();
+        let deadline = deadline(runtime, &version, &request, submitted);
+        let (response_sender, answer) = oneshot::channel();
+        let message = InferenceMessage { id, model_ref: request.model_ref, request, response_sender };
+        match version.fill(key, message, submitted, deadline) {
+            Ok(key) => Ok(Self::new(version, key, answer, deadline)),
+            Err(message) => Err(message.request),
+        }
+    }
+
+    fn new(
+        version: Arc<Version>,
+        key: Key,
+        answer: oneshot::Receiver<Answer>,
+        deadline: Option<Instant>,
+    ) -> Self {
         let mut pending = Self { version, key, answer, answered: false, alarm: None };
-        if let Some(deadline) = deadline {
+        if let Some(deadline) = deadline
+            && !crate::mutant!("deadlines-at-dequeue-only")
+        {
             let version = Arc::downgrade(&pending.version);
             let expire = move || {
                 if let Some(version) = version.upgrade() {
@@ -122,7 +182,7 @@ impl Pending {
             // Without a timer the deadline still holds at the dequeue.
             pending.alarm = Timer::global().set(deadline, Box::new(expire)).ok();
         }
-        Ok(pending)
+        pending
     }
 
     fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
@@ -138,7 +198,7 @@ impl Drop for Pending {
         if let Some(alarm) = self.alarm {
             Timer::global().cancel(alarm);
         }
-        if !self.answered {
+        if !self.answered && !crate::mutant!("cancel-at-dequeue-only") {
             self.version.cancel(self.key);
         }
     }

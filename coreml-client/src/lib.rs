@@ -75,19 +75,27 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod batch;
 mod client;
 mod error;
 mod inference;
 mod limits;
+mod load;
+mod memory;
+mod mutants;
+mod permit;
 mod priority;
 mod queue;
 mod request;
 mod runtime;
 mod shutdown;
+mod source;
 mod stats;
+mod swap;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod tokens;
 mod version;
 
 pub use client::{ModelClient, ModelClientBuilder, load_model, load_model_async};
@@ -98,7 +106,14 @@ pub use coreml_bridge::{
 pub use error::{Error, Refused, Result, Stage};
 pub use inference::Inference;
 pub(crate) use limits::Limits;
+pub use load::Load;
+pub use memory::MemoryPressure;
+pub(crate) use mutants::mutant;
+pub use permit::{Permit, Pinned};
 pub use priority::Priority;
 pub use request::{InferenceMessage, InferenceRequest, InferenceResult, InferenceTimings, Procedure};
 pub use shutdown::{Report, Shutdown};
-pub use stats::{Latencies, ModelStats, Outcomes, Stats, WorkerState, WorkerStats};
+pub use source::{Batching, LoadStage, ModelSource};
+pub use stats::{Latencies, ModelCounts, ModelStats, Outcomes, Stats, WorkerState, WorkerStats};
+pub use swap::{Swap, Trial};
+pub use tokens::{ComputeUnit, Serial};

@@ -11,17 +11,23 @@
 //!       │      └──────────┴───────────┴──────> cancelled | expired     (a running one finishes detached)
 //!       │      └──────────┴──────────────────> closed
 //!       └─> rejected | expired | closed
+//!
+//! reserve ──> Waiting ──> Reserved ──> Queued                          (a job whose payload comes later)
 //! ```
 //!
-//! so `submitted = waiting + queued + running + ok + error + cancelled + expired + rejected + closed` holds whenever
-//! the lock is free. No payload, no reply and no waker is touched under the lock: whatever leaves the queue is
+//! so `submitted = waiting + reserved + queued + running + ok + error + cancelled + expired + rejected + closed` holds
+//! whenever the lock is free. No payload, no reply and no waker is touched under the lock: whatever leaves the queue is
 //! handed to the caller of the method, who drops or answers it.
 
 use std::mem;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::PoisonError;
+#[cfg(not(coreml_loom))]
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, TrySendError};
+#[cfg(coreml_loom)]
+use loom::sync::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use crate::{Limits, Outcomes, Priority, Stage};
@@ -39,6 +45,16 @@ pub(crate) trait Job {
     type Cause: Clone;
     /// Wakes one thread.
     type Wake: Wake;
+    /// Tells whoever waits for a reservation that it is there; dropped untold, that it will not come.
+    type Grant: Grant;
+
+    /// Whether a thread may do `other` together with `first`.
+    fn joins(first: &Self::Payload, other: &Self::Payload) -> bool;
+}
+
+/// The news that a reservation has its place.
+pub(crate) trait Grant {
+    fn grant(self);
 }
 
 /// The way back to whoever waits for a job.
@@ -74,8 +90,18 @@ pub(crate) struct Offer<J: Job> {
     pub(crate) bytes: usize,
     pub(crate) submitted: Instant,
     pub(crate) deadline: Option<Instant>,
+    /// How long a job is expected to take, if a deadline that cannot be kept is to be refused at once.
+    pub(crate) expected: Option<Duration>,
     pub(crate) payload: J::Payload,
     pub(crate) reply: J::Reply,
+}
+
+/// Jobs that are done together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gather {
+    pub(crate) most: usize,
+    /// How long the first job waits for company; one of the highest class never does.
+    pub(crate) delay: Duration,
 }
 
 /// What to do with a job that does not fit at once.
@@ -85,7 +111,7 @@ pub(crate) enum WhenFull {
     Refuse,
 }
 
-/// Why a job was not let in. It has been counted.
+/// Why a job was not let in. It has been counted, unless another queue is to count it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal<C> {
     /// No room, and the caller did not want to wait.
@@ -94,9 +120,11 @@ pub(crate) enum Refusal<C> {
     TooLarge {
         limit: usize,
     },
-    /// Its deadline has passed.
+    /// Its deadline has passed, or would before its turn.
     Expired,
     Closed(C),
+    /// Another queue has taken over, and the job belongs there: it has not been counted here.
+    Superseded,
 }
 
 /// A job that was not let in, with what it was made of.
@@ -119,8 +147,11 @@ pub(crate) struct Pushed {
 pub(crate) struct Removed<J: Job> {
     /// `None` if a thread has it.
     pub(crate) payload: Option<J::Payload>,
-    /// `None` if it was answered before.
+    /// `None` if it was answered before, or is a reservation.
     pub(crate) reply: Option<J::Reply>,
+    /// Of a reservation that still waits.
+    #[allow(dead_code, reason = "held so that it is dropped outside the lock")]
+    pub(crate) grant: Option<J::Grant>,
     pub(crate) stage: Stage,
 }
 
@@ -136,6 +167,8 @@ pub(crate) enum Next<J: Job> {
     Run(Taken<J>),
     /// Sleep until woken.
     Idle,
+    /// Sleep until woken, but no longer than this: jobs wait for company.
+    Hold(Instant),
     /// The queue is closed, or drained and empty.
     Stop,
 }
@@ -163,7 +196,9 @@ pub(crate) enum Ending {
 pub(crate) struct Snapshot {
     /// Jobs admitted and not started, by priority.
     pub(crate) depth: [usize; Priority::COUNT],
-    /// Input bytes of those.
+    /// Places that are held for jobs to come.
+    pub(crate) reserved: usize,
+    /// Input bytes of both.
     pub(crate) bytes: usize,
     /// Callers that wait for admission.
     pub(crate) waiting: usize,
@@ -180,9 +215,9 @@ pub(crate) struct Queue<J: Job> {
 
 impl<J: Job> Queue<J> {
     /// An open queue served by as many threads as there are wakers.
-    pub(crate) fn new(limits: Limits, wakes: Box<[J::Wake]>) -> Self {
+    pub(crate) fn new(limits: Limits, gather: Option<Gather>, wakes: Box<[J::Wake]>) -> Self {
         let idle = Idle { stack: Vec::with_capacity(wakes.len()), member: vec![false; wakes.len()] };
-        Self { state: Mutex::new(State::new(limits, idle)), wakes }
+        Self { state: Mutex::new(State::new(limits, gather, idle)), wakes }
     }
 
     /// Lets a job in, or says why not and gives it back.
@@ -192,8 +227,50 @@ impl<J: Job> Queue<J> {
             let result = state.push(offer, when_full);
             (result, state.woken())
         };
-        self.wake(&woken);
-        result.map(|key| Pushed { key, all_busy: woken.is_empty() })
+        let all_busy = woken.workers.is_empty();
+        self.wake(woken);
+        result.map(|key| Pushed { key, all_busy })
+    }
+
+    /// Asks for a place for a job to come. The grant is told as soon as there is one, perhaps before this returns.
+    pub(crate) fn reserve(
+        &self,
+        priority: Priority,
+        bytes: usize,
+        now: Instant,
+        grant: J::Grant,
+    ) -> Result<Key, Refusal<J::Cause>> {
+        let (result, woken) = {
+            let mut state = self.lock();
+            let result = state.reserve(priority, bytes, now, grant);
+            (result, state.woken())
+        };
+        self.wake(woken);
+        // Its grant is dropped here, outside the lock.
+        result.map_err(|(refusal, _grant)| refusal)
+    }
+
+    /// Puts a job into its reserved place; `offer.bytes` must not exceed what was reserved. `Err`: the place is lost.
+    pub(crate) fn fill(&self, key: Key, offer: Offer<J>) -> Result<Pushed, Offer<J>> {
+        let (result, woken) = {
+            let mut state = self.lock();
+            let result = state.fill(key, offer);
+            (result, state.woken())
+        };
+        let all_busy = woken.workers.is_empty();
+        self.wake(woken);
+        result.map(|key| Pushed { key, all_busy })
+    }
+
+    /// Takes more jobs of the class of the one just taken, in their order, for as long as they join it.
+    pub(crate) fn gather(&self, first: &Taken<J>, now: Instant) -> Vec<Taken<J>> {
+        let (taken, woken) = {
+            let mut state = self.lock();
+            let taken = state.gather(first, now);
+            (taken, state.woken())
+        };
+        self.wake(woken);
+        taken
     }
 
     /// Finishes the job that `worker` ran, if any, and finds the next one: one visit to the lock for both.
@@ -203,7 +280,7 @@ impl<J: Job> Queue<J> {
             let turn = state.turn(worker, finished, now);
             (turn, state.woken())
         };
-        self.wake(&woken);
+        self.wake(woken);
         turn
     }
 
@@ -228,19 +305,59 @@ impl<J: Job> Queue<J> {
             let removed = state.remove(key, count);
             (removed, state.woken())
         };
-        self.wake(&woken);
+        self.wake(woken);
         removed
     }
 
-    /// Lets nothing more in; what is in will be served, and then the threads are told to stop.
-    pub(crate) fn drain(&self, cause: J::Cause) {
-        {
+    /// Lets nothing more in; what is in will be served, and then the threads are told to stop. Reservations are lost.
+    pub(crate) fn drain(&self, cause: J::Cause) -> Vec<Removed<J>> {
+        self.wind_down(Phase::Draining(cause))
+    }
+
+    /// As a drain, but who comes later is sent to the queue that has taken over.
+    pub(crate) fn supersede(&self) -> Vec<Removed<J>> {
+        self.wind_down(Phase::Superseded)
+    }
+
+    fn wind_down(&self, phase: Phase<J::Cause>) -> Vec<Removed<J>> {
+        let (removed, woken) = {
             let mut state = self.lock();
-            if matches!(state.phase, Phase::Open) {
-                state.phase = Phase::Draining(cause);
+            let mut removed = Vec::new();
+            if matches!(state.phase, Phase::Open | Phase::Superseded) {
+                state.phase = phase;
+                removed = state.revoke();
             }
-        }
+            (removed, state.woken())
+        };
+        self.wake(woken);
         self.wake_all();
+        removed
+    }
+
+    /// Closes the queue if nothing is in it and nothing runs.
+    pub(crate) fn close_if_idle(&self, cause: J::Cause) -> bool {
+        let closed = {
+            let mut state = self.lock();
+            let is_idle = matches!(state.phase, Phase::Open) && state.is_idle();
+            if is_idle {
+                state.phase = Phase::Closed(cause);
+            }
+            is_idle
+        };
+        if closed {
+            self.wake_all();
+        }
+        closed
+    }
+
+    /// Opens the queue again, if no thread has been told to stop yet.
+    pub(crate) fn reopen(&self) -> bool {
+        let mut state = self.lock();
+        let revived = state.stops == 0;
+        if revived {
+            state.phase = Phase::Open;
+        }
+        revived
     }
 
     /// Lets nothing more in and gives out everything that has not started. Only the first cause counts.
@@ -250,14 +367,18 @@ impl<J: Job> Queue<J> {
         removed
     }
 
-    /// Whether there is nothing to serve and never will be.
-    pub(crate) fn is_finished(&self) -> bool {
-        let state = self.lock();
-        match state.phase {
+    /// Whether there is nothing to serve and never will be; then the thread that asks must stop.
+    pub(crate) fn stop_if_finished(&self) -> bool {
+        let mut state = self.lock();
+        let finished = match state.phase {
             Phase::Open => false,
             // Whoever waits fits into the empty queue, so nobody waits at an empty one.
-            Phase::Draining(_) | Phase::Closed(_) => state.queued.iter().all(|list| list.len == 0),
-        }
+            Phase::Draining(_) | Phase::Superseded | Phase::Closed(_) => {
+                state.queued.iter().all(|list| list.len == 0)
+            }
+        };
+        state.stops += usize::from(finished);
+        finished
     }
 
     /// To be called by a thread that ends or cannot serve for a while: another one gets its wake-up.
@@ -268,7 +389,7 @@ impl<J: Job> Queue<J> {
             state.call_for_queued();
             state.woken()
         };
-        self.wake(&woken);
+        self.wake(woken);
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
@@ -280,9 +401,12 @@ impl<J: Job> Queue<J> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wake(&self, workers: &[usize]) {
-        for &worker in workers {
+    fn wake(&self, woken: Woken<J>) {
+        for &worker in &woken.workers {
             self.wakes[worker].wake();
+        }
+        for grant in woken.grants {
+            grant.grant();
         }
     }
 
@@ -293,11 +417,22 @@ impl<J: Job> Queue<J> {
     }
 }
 
-type Woken = SmallVec<[usize; 4]>;
+/// Whom to tell once the lock is released.
+struct Woken<J: Job> {
+    workers: SmallVec<[usize; 4]>,
+    grants: Vec<J::Grant>,
+}
+
+impl<J: Job> Default for Woken<J> {
+    fn default() -> Self {
+        Self { workers: SmallVec::new(), grants: Vec::new() }
+    }
+}
 
 enum Phase<C> {
     Open,
     Draining(C),
+    Superseded,
     Closed(C),
 }
 
@@ -335,6 +470,7 @@ const KEEP_NODES: usize = 1024;
 enum Place {
     Free,
     Waiting,
+    Reserved,
     Queued,
     Running,
 }
@@ -347,9 +483,13 @@ struct Node<J: Job> {
     next: u32,
     priority: Priority,
     bytes: usize,
+    submitted: Instant,
     deadline: Option<Instant>,
+    /// A reservation has none, nor a reply.
     payload: Option<J::Payload>,
     reply: Option<J::Reply>,
+    /// Only a reservation that waits has one.
+    grant: Option<J::Grant>,
 }
 
 /// A doubly linked list through the nodes.
@@ -367,11 +507,15 @@ impl List {
 
 struct State<J: Job> {
     limits: Limits,
+    gather: Option<Gather>,
     phase: Phase<J::Cause>,
+    /// Threads that were told to stop.
+    stops: usize,
     nodes: Vec<Node<J>>,
     free: Vec<u32>,
     arrivals: u64,
     queued: [List; Priority::COUNT],
+    reserved: [List; Priority::COUNT],
     waiting: [List; Priority::COUNT],
     running: usize,
     /// Counted for the fairness rule.
@@ -380,19 +524,21 @@ struct State<J: Job> {
     outcomes: [Outcomes; Priority::COUNT],
     detached: u64,
     idle: Idle,
-    /// Threads to wake once the lock is released.
-    woken: Woken,
+    woken: Woken<J>,
 }
 
 impl<J: Job> State<J> {
-    fn new(limits: Limits, idle: Idle) -> Self {
+    fn new(limits: Limits, gather: Option<Gather>, idle: Idle) -> Self {
         Self {
             limits,
+            gather,
             phase: Phase::Open,
+            stops: 0,
             nodes: Vec::new(),
             free: Vec::new(),
             arrivals: 0,
             queued: [List::EMPTY; Priority::COUNT],
+            reserved: [List::EMPTY; Priority::COUNT],
             waiting: [List::EMPTY; Priority::COUNT],
             running: 0,
             dequeues: 0,
@@ -400,63 +546,215 @@ impl<J: Job> State<J> {
             outcomes: [Outcomes::default(); Priority::COUNT],
             detached: 0,
             idle,
-            woken: Woken::new(),
+            woken: Woken::default(),
         }
     }
 
-    fn woken(&mut self) -> Woken {
+    fn woken(&mut self) -> Woken<J> {
         mem::take(&mut self.woken)
     }
 
     fn push(&mut self, offer: Offer<J>, when_full: WhenFull) -> Result<Key, Refused<J>> {
-        let class = offer.priority.index();
-        self.outcomes[class].submitted += 1;
-        if let Err(refusal) = self.check(&offer) {
-            return Err(Refused { refusal, payload: offer.payload, reply: offer.reply });
+        let Offer { priority, bytes, submitted, deadline, expected, payload, reply } = offer;
+        let class = priority.index();
+        let check = self.check(priority, bytes, submitted, deadline, expected);
+        if let Err(refusal) = check {
+            return Err(Refused { refusal, payload, reply });
         }
-        let index = self.insert(offer);
+        let key = self.insert(Node {
+            seq: 0,
+            place: Place::Free,
+            previous: NONE,
+            next: NONE,
+            priority,
+            bytes,
+            submitted,
+            deadline,
+            payload: Some(payload),
+            reply: Some(reply),
+            grant: None,
+        });
+        self.let_in(key.index);
+        if when_full == WhenFull::Refuse && self.nodes[key.index as usize].place == Place::Waiting {
+            self.unlink(key.index);
+            self.outcomes[class].rejected += 1;
+            let (Some(payload), Some(reply), _) = self.vacate(key.index) else {
+                unreachable!("a waiting job has its payload and its reply")
+            };
+            return Err(Refused { refusal: Refusal::Full, payload, reply });
+        }
+        Ok(key)
+    }
+
+    fn reserve(
+        &mut self,
+        priority: Priority,
+        bytes: usize,
+        now: Instant,
+        grant: J::Grant,
+    ) -> Result<Key, (Refusal<J::Cause>, J::Grant)> {
+        if let Err(refusal) = self.check(priority, bytes, now, None, None) {
+            return Err((refusal, grant));
+        }
+        let key = self.insert(Node {
+            seq: 0,
+            place: Place::Free,
+            previous: NONE,
+            next: NONE,
+            priority,
+            bytes,
+            submitted: now,
+            deadline: None,
+            payload: None,
+            reply: None,
+            grant: Some(grant),
+        });
+        self.let_in(key.index);
+        Ok(key)
+    }
+
+    fn fill(&mut self, key: Key, offer: Offer<J>) -> Result<Key, Offer<J>> {
+        let node = self.nodes.get(key.index as usize).filter(|node| node.seq == key.seq);
+        let Some(Node { place: Place::Reserved, priority, bytes, .. }) = node else { return Err(offer) };
+        if offer.priority != *priority || offer.bytes > *bytes {
+            return Err(offer);
+        }
+        self.unlink(key.index);
+        // It arrives now: those that came since the reservation are older.
+        self.arrivals += 1;
+        let seq = self.arrivals;
+        let Offer { priority: _, bytes, submitted, deadline, expected: _, payload, reply } = offer;
+        let node = &mut self.nodes[key.index as usize];
+        node.seq = seq;
+        node.bytes = bytes;
+        node.submitted = submitted;
+        node.deadline = deadline;
+        node.payload = Some(payload);
+        node.reply = Some(reply);
+        self.enqueue(key.index);
+        // The job may be smaller than its place.
+        self.admit();
+        Ok(Key { index: key.index, seq })
+    }
+
+    fn let_in(&mut self, index: u32) {
         // Nobody waits and there is room: the common case needs no detour.
         if self.waiting.iter().all(|list| list.len == 0) && self.fits(index) {
             self.enqueue(index);
         } else {
             self.link(Place::Waiting, index);
             self.admit();
-            if when_full == WhenFull::Refuse && self.nodes[index as usize].place == Place::Waiting {
-                self.unlink(index);
-                self.outcomes[class].rejected += 1;
-                let (Some(payload), Some(reply)) = self.vacate(index) else {
-                    unreachable!("a waiting job has its payload and its reply")
-                };
-                return Err(Refused { refusal: Refusal::Full, payload, reply });
-            }
         }
-        Ok(Key { index, seq: self.nodes[index as usize].seq })
     }
 
-    /// What no waiting can cure.
-    fn check(&mut self, offer: &Offer<J>) -> Result<(), Refusal<J::Cause>> {
-        let outcomes = &mut self.outcomes[offer.priority.index()];
+    /// Counts the job, and refuses it for what no waiting can cure.
+    fn check(
+        &mut self,
+        priority: Priority,
+        bytes: usize,
+        submitted: Instant,
+        deadline: Option<Instant>,
+        expected: Option<Duration>,
+    ) -> Result<(), Refusal<J::Cause>> {
+        if let Phase::Superseded = self.phase {
+            return Err(Refusal::Superseded);
+        }
+        let workers = self.idle.member.len().max(1);
+        let outcomes = &mut self.outcomes[priority.index()];
+        outcomes.submitted += 1;
         if let Phase::Draining(cause) | Phase::Closed(cause) = &self.phase {
             outcomes.closed += 1;
             return Err(Refusal::Closed(cause.clone()));
         }
-        if offer.deadline.is_some_and(|deadline| deadline <= offer.submitted) {
-            outcomes.expired += 1;
-            return Err(Refusal::Expired);
+        if let Some(deadline) = deadline {
+            let soonest = match expected {
+                None => submitted,
+                Some(expected) => {
+                    let ahead: usize = self.queued[..=priority.index()].iter().map(|list| list.len).sum();
+                    let turns = u32::try_from(ahead / workers + 1).unwrap_or(u32::MAX);
+                    submitted.checked_add(expected.saturating_mul(turns)).unwrap_or(submitted)
+                }
+            };
+            if deadline <= soonest {
+                outcomes.expired += 1;
+                return Err(Refusal::Expired);
+            }
         }
-        let limit = self.limits.largest_job(offer.priority);
-        if offer.bytes > limit {
+        let limit = self.limits.largest_job(priority);
+        if bytes > limit {
             outcomes.rejected += 1;
             return Err(Refusal::TooLarge { limit });
         }
         Ok(())
     }
 
+    fn is_idle(&self) -> bool {
+        let lists = self.queued.iter().chain(&self.reserved).chain(&self.waiting);
+        self.running == 0 && lists.map(|list| list.len).sum::<usize>() == 0
+    }
+
+    /// Takes all reservations back, those that wait and those that have their place.
+    fn revoke(&mut self) -> Vec<Removed<J>> {
+        let mut removed = Vec::new();
+        for class in 0..Priority::COUNT {
+            for place in [Place::Reserved, Place::Waiting] {
+                let mut index = self.list(place, class).head;
+                while index != NONE {
+                    let node = &self.nodes[index as usize];
+                    let next = node.next;
+                    if node.payload.is_none() {
+                        self.unlink(index);
+                        self.outcomes[class].cancelled += 1;
+                        removed.push(self.take_out(index, Stage::Admission));
+                    }
+                    index = next;
+                }
+            }
+        }
+        self.admit();
+        removed
+    }
+
+    fn gather(&mut self, first: &Taken<J>, now: Instant) -> Vec<Taken<J>> {
+        let mut taken = Vec::new();
+        let Some(gather) = self.gather else { return taken };
+        let class = self.nodes[first.key.index as usize].priority.index();
+        while taken.len() + 1 < gather.most {
+            let index = self.queued[class].head;
+            let Some(node) = self.nodes.get(index as usize) else { break };
+            let joins = node.payload.as_ref().is_some_and(|payload| J::joins(&first.payload, payload));
+            // The others are for a turn of their own, which drops or answers them.
+            let is_late = node.deadline.is_some_and(|deadline| deadline <= now);
+            if !joins || is_late || node.reply.as_ref().is_none_or(Reply::is_abandoned) {
+                break;
+            }
+            self.unlink(index);
+            self.admit();
+            self.dequeues += 1;
+            let Next::Run(job) = self.start(index) else { unreachable!("a queued job starts") };
+            taken.push(job);
+        }
+        taken
+    }
+
+    /// Until when the head of a class waits for company.
+    fn hold(&self, class: usize, now: Instant) -> Option<Instant> {
+        let gather = self.gather?;
+        let list = &self.queued[class];
+        if class == Priority::High.index() || list.len >= gather.most || !matches!(self.phase, Phase::Open) {
+            return None;
+        }
+        let head = self.nodes.get(list.head as usize)?;
+        let until = head.submitted.checked_add(gather.delay)?;
+        let until = head.deadline.map_or(until, |deadline| until.min(deadline));
+        (until > now).then_some(until)
+    }
+
     fn turn(&mut self, worker: usize, finished: Option<(Key, Ending)>, now: Instant) -> Turn<J> {
         self.idle.remove(worker);
         let reply = finished.and_then(|(key, ending)| self.finish(key, ending));
         let mut turn = Turn { reply, expired: Vec::new(), abandoned: Vec::new(), next: Next::Idle };
-        while let Some(class) = self.choose_queued() {
+        while let Some(class) = self.choose_queued(now) {
             let index = self.queued[class].head;
             self.unlink(index);
             // At once: else the queue might look empty below while somebody waits to get in.
@@ -475,9 +773,17 @@ impl<J: Job> State<J> {
             }
         }
         if let Next::Idle = turn.next {
+            if let Some(until) = (0..Priority::COUNT).filter_map(|class| self.hold(class, now)).min() {
+                self.idle.add(worker);
+                turn.next = Next::Hold(until);
+                return turn;
+            }
             match self.phase {
                 Phase::Open => self.idle.add(worker),
-                Phase::Draining(_) | Phase::Closed(_) => turn.next = Next::Stop,
+                Phase::Draining(_) | Phase::Superseded | Phase::Closed(_) => {
+                    self.stops += 1;
+                    turn.next = Next::Stop;
+                }
             }
         }
         turn
@@ -503,7 +809,7 @@ impl<J: Job> State<J> {
         }
         let class = node.priority.index();
         self.running -= 1;
-        let (_, reply) = self.vacate(key.index);
+        let (_, reply, _) = self.vacate(key.index);
         match (&reply, ending) {
             (None, _) => self.detached += 1,
             (Some(_), Ending::Ok) => self.outcomes[class].ok += 1,
@@ -520,11 +826,11 @@ impl<J: Job> State<J> {
             Place::Running => {
                 let reply = node.reply.take()?;
                 *count(outcomes) += 1;
-                Some(Removed { payload: None, reply: Some(reply), stage: Stage::Running })
+                Some(Removed { payload: None, reply: Some(reply), grant: None, stage: Stage::Running })
             }
-            place @ (Place::Waiting | Place::Queued) => {
+            place @ (Place::Waiting | Place::Reserved | Place::Queued) => {
                 *count(outcomes) += 1;
-                let stage = if place == Place::Waiting { Stage::Admission } else { Stage::Queued };
+                let stage = if place == Place::Queued { Stage::Queued } else { Stage::Admission };
                 self.unlink(key.index);
                 let removed = self.take_out(key.index, stage);
                 self.admit();
@@ -540,7 +846,11 @@ impl<J: Job> State<J> {
         self.phase = Phase::Closed(cause);
         let mut removed = Vec::new();
         for class in 0..Priority::COUNT {
-            for (place, stage) in [(Place::Queued, Stage::Queued), (Place::Waiting, Stage::Admission)] {
+            for (place, stage) in [
+                (Place::Queued, Stage::Queued),
+                (Place::Reserved, Stage::Admission),
+                (Place::Waiting, Stage::Admission),
+            ] {
                 while self.list(place, class).head != NONE {
                     let index = self.list(place, class).head;
                     self.unlink(index);
@@ -567,8 +877,11 @@ impl<J: Job> State<J> {
     }
 
     /// The class that is served next: the highest, but on every n-th occasion that of the oldest job.
-    fn choose_queued(&self) -> Option<usize> {
-        self.choose(self.dequeues, |class| (self.queued[class].len > 0).then_some(self.queued[class].head))
+    fn choose_queued(&self, now: Instant) -> Option<usize> {
+        self.choose(self.dequeues, |class| {
+            let index = self.queued[class].head;
+            (index != NONE && self.hold(class, now).is_none()).then_some(index)
+        })
     }
 
     /// By the same rule, among the classes that are below their own limits.
@@ -593,8 +906,9 @@ impl<J: Job> State<J> {
     }
 
     fn fits(&self, index: u32) -> bool {
-        let bytes: usize = self.queued.iter().map(|list| list.bytes).sum();
-        let jobs: usize = self.queued.iter().map(|list| list.len).sum();
+        let lists = || self.queued.iter().chain(&self.reserved);
+        let bytes: usize = lists().map(|list| list.bytes).sum();
+        let jobs: usize = lists().map(|list| list.len).sum();
         let limit = self.limits.total();
         jobs < limit.jobs && self.nodes[index as usize].bytes <= limit.bytes - bytes && self.fits_class(index)
     }
@@ -602,14 +916,20 @@ impl<J: Job> State<J> {
     fn fits_class(&self, index: u32) -> bool {
         let node = &self.nodes[index as usize];
         let limit = self.limits.of(node.priority);
-        let list = &self.queued[node.priority.index()];
-        list.len < limit.jobs && node.bytes <= limit.bytes - list.bytes
+        let (queued, reserved) = (&self.queued[node.priority.index()], &self.reserved[node.priority.index()]);
+        queued.len + reserved.len < limit.jobs && node.bytes <= limit.bytes - queued.bytes - reserved.bytes
     }
 
     fn enqueue(&mut self, index: u32) {
+        let node = &mut self.nodes[index as usize];
+        if node.payload.is_none() {
+            self.woken.grants.extend(node.grant.take());
+            self.link(Place::Reserved, index);
+            return;
+        }
         self.link(Place::Queued, index);
         if let Some(worker) = self.idle.pop() {
-            self.woken.push(worker);
+            self.woken.workers.push(worker);
         }
     }
 
@@ -618,14 +938,15 @@ impl<J: Job> State<J> {
         let jobs: usize = self.queued.iter().map(|list| list.len).sum();
         for _ in 0..jobs {
             let Some(worker) = self.idle.pop() else { break };
-            self.woken.push(worker);
+            self.woken.workers.push(worker);
         }
     }
 
     fn snapshot(&self) -> Snapshot {
         Snapshot {
             depth: self.queued.map(|list| list.len),
-            bytes: self.queued.iter().map(|list| list.bytes).sum(),
+            reserved: self.reserved.iter().map(|list| list.len).sum(),
+            bytes: self.queued.iter().chain(&self.reserved).map(|list| list.bytes).sum(),
             waiting: self.waiting.iter().map(|list| list.len).sum(),
             running: self.running,
             outcomes: self.outcomes,
@@ -635,20 +956,11 @@ impl<J: Job> State<J> {
 
     // ---- slab and lists ----
 
-    fn insert(&mut self, offer: Offer<J>) -> u32 {
+    fn insert(&mut self, mut node: Node<J>) -> Key {
         self.arrivals += 1;
-        let node = Node {
-            seq: self.arrivals,
-            place: Place::Free,
-            previous: NONE,
-            next: NONE,
-            priority: offer.priority,
-            bytes: offer.bytes,
-            deadline: offer.deadline,
-            payload: Some(offer.payload),
-            reply: Some(offer.reply),
-        };
-        match self.free.pop() {
+        node.seq = self.arrivals;
+        let seq = node.seq;
+        let index = match self.free.pop() {
             Some(index) => {
                 self.nodes[index as usize] = node;
                 index
@@ -659,13 +971,14 @@ impl<J: Job> State<J> {
                 self.nodes.push(node);
                 index
             }
-        }
+        };
+        Key { index, seq }
     }
 
-    fn vacate(&mut self, index: u32) -> (Option<J::Payload>, Option<J::Reply>) {
+    fn vacate(&mut self, index: u32) -> (Option<J::Payload>, Option<J::Reply>, Option<J::Grant>) {
         let node = &mut self.nodes[index as usize];
         node.place = Place::Free;
-        let parts = (node.payload.take(), node.reply.take());
+        let parts = (node.payload.take(), node.reply.take(), node.grant.take());
         self.free.push(index);
         if self.free.len() == self.nodes.len() && self.nodes.len() > KEEP_NODES {
             self.nodes = Vec::new();
@@ -675,15 +988,16 @@ impl<J: Job> State<J> {
     }
 
     fn take_out(&mut self, index: u32, stage: Stage) -> Removed<J> {
-        let (payload, reply) = self.vacate(index);
-        Removed { payload, reply, stage }
+        let (payload, reply, grant) = self.vacate(index);
+        Removed { payload, reply, grant, stage }
     }
 
     fn list(&mut self, place: Place, class: usize) -> &mut List {
         match place {
             Place::Queued => &mut self.queued[class],
+            Place::Reserved => &mut self.reserved[class],
             Place::Waiting => &mut self.waiting[class],
-            Place::Free | Place::Running => unreachable!("only waiting and queued jobs are in a list"),
+            Place::Free | Place::Running => unreachable!("only jobs that have not started are in a list"),
         }
     }
 

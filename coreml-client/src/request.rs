@@ -159,6 +159,8 @@ pub struct InferenceResult {
     pub id: Uuid,
     /// The model that made it.
     pub model_ref: ModelRef,
+    /// The version that made it: the one that was current when the request was handed in.
+    pub version: u64,
     /// The outputs.
     pub outputs: Features,
     /// Where the time went.

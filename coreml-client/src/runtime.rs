@@ -1,25 +1,29 @@
 //! What the clients of one runtime share: the models, the loads under way, and the end of it all.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::mem;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use coreml_bridge::{Config, ModelRef};
 use tokio::sync::oneshot;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Instance};
+use crate::memory::MemoryPressure;
 use crate::shutdown::{Report, Shutdown};
-use crate::stats::Stats;
+use crate::source::{LoadStage, ModelSource, Options, StageCell};
+use crate::stats::{ModelCounts, Stats};
+use crate::swap::{Check, Trial};
 use crate::timer::Timer;
-use crate::version::{Service, Version};
+use crate::tokens::{Gates, Mask, Serial, Tokens};
+use crate::version::{Origin, Service, Serving, Version};
 use crate::{Error, Outcomes, Result};
 
 /// What a runtime is made of.
@@ -30,6 +34,36 @@ pub(crate) struct Settings {
     pub(crate) default_timeout: Option<Duration>,
     /// How long a shutdown waits for predictions under way once nothing is queued any more.
     pub(crate) stop_grace: Duration,
+    /// Bytes that all models together may take.
+    pub(crate) memory_budget: Option<usize>,
+    pub(crate) serial: Serial,
+    /// Limits by compute unit, if there are any.
+    pub(crate) units: Option<Arc<Tokens>>,
+}
+
+/// What idle versions tell, and in which order.
+#[derive(Default)]
+pub(crate) struct Clock {
+    ticks: AtomicU64,
+    /// Threads that wait for some version to become idle.
+    waiting: AtomicUsize,
+}
+
+impl Clock {
+    pub(crate) fn tick(&self) -> u64 {
+        self.ticks.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A version has become idle: somebody may be waiting for just that.
+    pub(crate) fn idle(&self, runtime: &Weak<Runtime>) {
+        // The queue's lock orders this load after the waiter's store, or its look at the queue after this thread's turn.
+        if self.waiting.load(Ordering::Relaxed) > 0
+            && let Some(runtime) = runtime.upgrade()
+        {
+            drop(runtime.lock());
+            runtime.changed.notify_all();
+        }
+    }
 }
 
 /// Threads inside one prediction, for models whose configuration does not say.
@@ -57,14 +91,21 @@ impl Settings {
     }
 }
 
-/// Called once with the result of a load.
-pub(crate) type Loaded = Box<dyn FnOnce(Result<ModelRef>) + Send>;
+/// Somebody who waits for a load.
+pub(crate) struct Loaded {
+    /// Called once with the result.
+    pub(crate) done: Box<dyn FnOnce(Result<ModelRef>) + Send>,
+    pub(crate) stage: Option<StageCell>,
+}
 
 pub(crate) struct Runtime {
     settings: Settings,
     /// Read for each request; written, under `state`, when a model comes or goes.
     versions: RwLock<HashMap<ModelRef, Arc<Version>>>,
     state: Mutex<State>,
+    /// Something that a load waits for may have happened: memory was given back, a model became idle, the end.
+    changed: Condvar,
+    clock: Arc<Clock>,
     /// Requests for models that are not there.
     strays: AtomicU64,
     strays_closed: AtomicU64,
@@ -75,14 +116,56 @@ struct State {
     /// Loads by the path as it was given, until their source is known or they end.
     requested: HashMap<(PathBuf, Config), Requested>,
     /// Loads under way by what they load.
-    loading: HashMap<Source, Vec<Loaded>>,
+    loading: HashMap<Source, Loading>,
     loaded: HashMap<Source, ModelRef>,
+    /// What is known of a model beside its current version.
+    models: HashMap<ModelRef, Model>,
+    memory: Ledger,
+    counts: ModelCounts,
     /// Versions that are unloaded and may still be at work.
     retiring: Vec<Arc<Version>>,
     /// What the versions did that are gone.
     retired: (Outcomes, u64),
     /// Loading and inference threads.
     live_threads: usize,
+}
+
+/// A load under way.
+#[derive(Default)]
+struct Loading {
+    /// How far it has come, for those who join.
+    stage: Option<LoadStage>,
+    waiting: Vec<Loaded>,
+}
+
+struct Model {
+    /// The number of the version that was made last.
+    numbers: u64,
+    /// The version before the current one, ready to serve.
+    kept: Option<Arc<Version>>,
+    swapping: bool,
+    pins: usize,
+    /// For predictions that exclude each other.
+    one: Arc<Tokens>,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self { numbers: 0, kept: None, swapping: false, pins: 0, one: Tokens::one() }
+    }
+}
+
+/// The memory budget.
+#[derive(Default)]
+struct Ledger {
+    /// By versions that live and loads under way.
+    used: usize,
+    /// The part of it that evicted versions are about to give back.
+    leaving: usize,
+    /// Loads that wait, in order: else a large one would wait for ever.
+    line: VecDeque<u64>,
+    tickets: u64,
+    pressure: MemoryPressure,
 }
 
 enum Phase {
@@ -99,7 +182,7 @@ enum Requested {
 
 /// What is loaded: which file, in which condition, and how.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Source {
+pub(crate) struct Source {
     path: PathBuf,
     condition: u64,
     config: Config,
@@ -107,17 +190,19 @@ struct Source {
 
 impl Source {
     /// A path that cannot be resolved stays as it is: the bridge will say what is wrong with it.
-    fn find(path: &Path, config: &Config) -> Self {
+    pub(crate) fn find(path: &Path, config: &Config) -> (Self, usize) {
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let mut hasher = DefaultHasher::new();
         // What cannot be read has the condition of an empty file.
-        let _ = condition(&path, &mut hasher, 0);
-        Self { path, condition: hasher.finish(), config: config.clone() }
+        let mut bytes = 0;
+        let _ = condition(&path, &mut hasher, &mut bytes, 0);
+        let source = Self { path, condition: hasher.finish(), config: config.clone() };
+        (source, usize::try_from(bytes).unwrap_or(usize::MAX))
     }
 }
 
 /// Names, lengths and times of the file, or of all files of a package: a model that was replaced is another model.
-fn condition(path: &Path, hasher: &mut DefaultHasher, depth: u32) -> io::Result<()> {
+fn condition(path: &Path, hasher: &mut DefaultHasher, bytes: &mut u64, depth: u32) -> io::Result<()> {
     /// A package is four levels deep; whatever is deeper is none.
     const DEPTH: u32 = 8;
     let metadata = fs::symlink_metadata(path)?;
@@ -129,10 +214,11 @@ fn condition(path: &Path, hasher: &mut DefaultHasher, depth: u32) -> io::Result<
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
             entry.file_name().hash(hasher);
-            condition(&entry.path(), hasher, depth + 1)?;
+            condition(&entry.path(), hasher, bytes, depth + 1)?;
         }
     } else {
         metadata.len().hash(hasher);
+        *bytes = bytes.saturating_add(metadata.len());
         metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH).hash(hasher);
     }
     Ok(())
@@ -148,10 +234,15 @@ impl Runtime {
                 requested: HashMap::new(),
                 loading: HashMap::new(),
                 loaded: HashMap::new(),
+                models: HashMap::new(),
+                memory: Ledger::default(),
+                counts: ModelCounts::default(),
                 retiring: Vec::new(),
                 retired: Default::default(),
                 live_threads: 0,
             }),
+            changed: Condvar::new(),
+            clock: Arc::default(),
             strays: AtomicU64::new(0),
             strays_closed: AtomicU64::new(0),
         })
@@ -187,7 +278,7 @@ impl Runtime {
     }
 
     pub(crate) fn unload(&self, model_ref: ModelRef) -> Result<()> {
-        let version = {
+        let versions = {
             let mut state = self.lock();
             let removed = self.versions.write().unwrap_or_else(PoisonError::into_inner).remove(&model_ref);
             let Some(version) = removed else {
@@ -195,11 +286,14 @@ impl Runtime {
                 return Err(self.absent(model_ref));
             };
             state.loaded.retain(|_, loaded| *loaded != model_ref);
-            state.retiring.push(Arc::clone(&version));
-            version
+            let kept = state.models.remove(&model_ref).and_then(|model| model.kept);
+            let versions: Vec<_> = std::iter::once(version).chain(kept).collect();
+            state.retiring.extend(versions.iter().map(Arc::clone));
+            versions
         };
-        version.drain(Error::Unloaded { model_ref });
-        drop(version);
+        for version in versions {
+            version.drain(Error::Unloaded { model_ref });
+        }
         self.lock().retire();
         Ok(())
     }
@@ -209,22 +303,51 @@ impl Runtime {
         self.lock().loaded.retain(|_, loaded| *loaded != model_ref);
     }
 
+    /// Keeps a model from being evicted, until as many unpins as pins.
+    pub(crate) fn pin(&self, model_ref: ModelRef) -> Result<()> {
+        let mut state = self.lock();
+        let version = self.versions().get(&model_ref).map(Arc::clone);
+        let Some(version) = version else {
+            drop(state);
+            return Err(self.absent(model_ref));
+        };
+        if version.evicted.load(Ordering::Relaxed) && !state.revive(&version) {
+            return Err(Error::Evicted { model_ref });
+        }
+        state.models.entry(model_ref).or_insert_with(Model::new).pins += 1;
+        Ok(())
+    }
+
+    pub(crate) fn unpin(&self, model_ref: ModelRef) {
+        if let Some(model) = self.lock().models.get_mut(&model_ref) {
+            model.pins = model.pins.saturating_sub(1);
+        }
+        self.changed.notify_all();
+    }
+
     // ---- loading ----
 
     /// Loads a model, once for all who ask for it at the same time, on a thread that none of them can stop.
-    pub(crate) fn load(self: &Arc<Self>, path: PathBuf, config: Config, loaded: Loaded) {
+    pub(crate) fn load(self: &Arc<Self>, source: ModelSource, loaded: Loaded) {
         let mut state = self.lock();
         if !matches!(state.phase, Phase::Open) {
             drop(state);
-            return loaded(Err(Error::ShutDown));
+            return (loaded.done)(Err(Error::ShutDown));
         }
+        let ModelSource { path, config, options } = source;
         let request = (path, config);
         match state.requested.get_mut(&request) {
             Some(Requested::Resolving(waiting)) => return waiting.push(loaded),
             Some(Requested::Found(source)) => {
                 let source = source.clone();
-                if let Some(waiting) = state.loading.get_mut(&source) {
-                    return waiting.push(loaded);
+                if let Some(loading) = state.loading.get_mut(&source) {
+                    let cell = loaded.stage.clone().zip(loading.stage);
+                    loading.waiting.push(loaded);
+                    drop(state);
+                    if let Some((cell, stage)) = cell {
+                        cell.send_replace(stage);
+                    }
+                    return;
                 }
             }
             None => {}
@@ -236,7 +359,7 @@ impl Runtime {
         let load = request.clone();
         // It goes on as the first inference thread.
         let name = thread_name(&request.0, 0);
-        if let Err(error) = self.spawn(name, move || load_thread(&runtime, load)) {
+        if let Err(error) = self.spawn(name, move || load_thread(&runtime, load, options)) {
             let source = Arc::new(error);
             let requested = self.lock().requested.remove(&request);
             if let Some(Requested::Resolving(waiting)) = requested {
@@ -245,22 +368,36 @@ impl Runtime {
         }
     }
 
-    /// Takes the load on, unless the model is loaded or another thread is at it.
-    fn claim(&self, request: &(PathBuf, Config), source: &Source) -> bool {
+    /// Takes the load on, unless the model is loaded or another thread is at it. Gives the reference to load it under.
+    fn claim(&self, request: &(PathBuf, Config), source: &Source) -> Option<ModelRef> {
         let mut state = self.lock();
-        let Some(Requested::Resolving(waiting)) = state.requested.remove(request) else {
-            // A shutdown has told them.
-            return false;
-        };
+        // If there is none, a shutdown has told them.
+        let Some(Requested::Resolving(waiting)) = state.requested.remove(request) else { return None };
+        let mut known = None;
         if let Some(&model_ref) = state.loaded.get(source) {
-            drop(state);
-            tell(waiting, &Ok(model_ref));
-            return false;
+            let version = self.versions().get(&model_ref).map(Arc::clone);
+            let lives = version.is_some_and(|version| {
+                version.touch();
+                !version.evicted.load(Ordering::Relaxed) || state.revive(&version)
+            });
+            if lives {
+                drop(state);
+                tell(waiting, &Ok(model_ref));
+                return None;
+            }
+            // Evicted and gone: it comes back under the reference that everybody knows.
+            known = Some(model_ref);
         }
         state.requested.insert(request.clone(), Requested::Found(source.clone()));
         let is_first = !state.loading.contains_key(source);
-        state.loading.entry(source.clone()).or_default().extend(waiting);
-        is_first
+        let loading = state.loading.entry(source.clone()).or_default();
+        loading.waiting.extend(waiting);
+        let stage = loading.stage;
+        drop(state);
+        if let Some(stage) = stage {
+            self.progress(source, stage);
+        }
+        is_first.then(|| known.unwrap_or_else(ModelRef::new))
     }
 
     /// Publishes a model, or the failure to load it. `false`: nobody wants it any more.
@@ -269,18 +406,310 @@ impl Runtime {
         state
             .requested
             .retain(|_, requested| !matches!(requested, Requested::Found(found) if found == source));
-        let Some(waiting) = state.loading.remove(source) else { return false };
+        let Some(Loading { stage: _, waiting }) = state.loading.remove(source) else { return false };
         let result = result.map(|version| {
             let model_ref = version.model_ref;
             state.loaded.insert(source.clone(), model_ref);
-            self.versions.write().unwrap_or_else(PoisonError::into_inner).insert(model_ref, version);
+            let mut versions = self.versions.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(before) = versions.insert(model_ref, version) {
+                state.retiring.push(before);
+            }
             model_ref
         });
+        match &result {
+            Ok(_) => state.counts.loads_ok += 1,
+            Err(_) => state.counts.loads_failed += 1,
+        }
         state.retire();
         drop(state);
         let published = result.is_ok();
         tell(waiting, &result);
         published
+    }
+
+    /// Tells all who wait for a load how far it has come.
+    fn progress(&self, source: &Source, stage: LoadStage) {
+        let cells: Vec<StageCell> = match self.lock().loading.get_mut(source) {
+            // Somebody who joined late may tell of a stage that is over.
+            Some(loading) if loading.stage <= Some(stage) => {
+                loading.stage = Some(stage);
+                loading.waiting.iter().filter_map(|loaded| loaded.stage.clone()).collect()
+            }
+            _ => return,
+        };
+        // Outside the lock: it wakes tasks of others.
+        for cell in cells {
+            cell.send_replace(stage);
+        }
+    }
+
+    /// A new version of a model, with its memory reserved; waits for room.
+    fn prepare(
+        self: &Arc<Self>,
+        model_ref: ModelRef,
+        source: &Source,
+        size: usize,
+        request: (PathBuf, Config),
+        options: Options,
+    ) -> Result<Arc<Version>> {
+        let (path, config) = request;
+        let memory = options.memory.unwrap_or(size);
+        self.reserve_memory(&path, memory, options.refuse_over_budget)?;
+        let (number, one) = {
+            let mut state = self.lock();
+            let model = state.models.entry(model_ref).or_insert_with(Model::new);
+            model.numbers += 1;
+            (model.numbers, Arc::clone(&model.one))
+        };
+        let gates = Gates::new(
+            self.settings.serial,
+            &one,
+            self.settings.units.as_ref(),
+            Mask::of(config.compute_units),
+        );
+        let config = Config { threads: self.settings.threads_inside(config.threads), ..config };
+        let origin =
+            Origin { model_ref, number, source: source.clone(), path, config, options, gates, memory };
+        let backend = Arc::clone(&self.settings.backend);
+        let (runtime, clock) = (Arc::downgrade(self), Arc::clone(&self.clock));
+        Ok(Arc::new(Version::new(origin, backend, &self.settings.service, runtime, clock)))
+    }
+
+    // ---- memory ----
+
+    /// Takes bytes of the budget, after evicting what is idle, in the order of asking.
+    fn reserve_memory(&self, path: &Path, bytes: usize, refuse: bool) -> Result<()> {
+        let budget = self.settings.memory_budget.unwrap_or(usize::MAX);
+        let over = || Error::OverBudget { path: path.to_owned(), bytes, budget };
+        let mut state = self.lock();
+        if bytes > budget {
+            return Err(over());
+        }
+        state.memory.tickets += 1;
+        let ticket = state.memory.tickets;
+        state.memory.line.push_back(ticket);
+        self.clock.waiting.fetch_add(1, Ordering::Relaxed);
+        let result = loop {
+            if !matches!(state.phase, Phase::Open) {
+                break Err(Error::ShutDown);
+            }
+            if state.memory.pressure == MemoryPressure::Critical {
+                break Err(Error::MemoryPressure { path: path.to_owned() });
+            }
+            if state.memory.line.front() == Some(&ticket) {
+                let fits = |state: &State| bytes <= budget.saturating_sub(state.memory.used);
+                if fits(&state) || crate::mutant!("cache-without-budget") {
+                    state.memory.used = state.memory.used.saturating_add(bytes);
+                    break Ok(());
+                }
+                let short = bytes - budget.saturating_sub(state.memory.used);
+                let short = short.saturating_sub(state.memory.leaving);
+                let evicted = self.evict(&mut state, short);
+                state.counts.evicted_for_room += evicted;
+                if refuse && evicted == 0 && state.memory.leaving == 0 {
+                    break Err(over());
+                }
+            } else if refuse {
+                break Err(over());
+            }
+            // A model whose last caller leaves while its threads are between instances tells nobody, hence the time-out.
+            const LOOK_AGAIN: Duration = Duration::from_millis(50);
+            state = self.changed.wait_timeout(state, LOOK_AGAIN).unwrap_or_else(PoisonError::into_inner).0;
+        };
+        self.clock.waiting.fetch_sub(1, Ordering::Relaxed);
+        state.memory.line.retain(|&other| other != ticket);
+        drop(state);
+        self.changed.notify_all();
+        result
+    }
+
+    /// Evicts idle versions, kept ones first and then the least recently used, until that gives back as many bytes.
+    fn evict(&self, state: &mut State, bytes: usize) -> u64 {
+        let mut candidates: Vec<(bool, u64, Arc<Version>)> = Vec::new();
+        let kept = state.models.values().filter_map(|model| model.kept.as_ref());
+        candidates.extend(kept.map(|version| (false, 0, Arc::clone(version))));
+        for version in self.versions().values() {
+            let is_pinned = state.models.get(&version.model_ref).is_some_and(|model| model.pins > 0);
+            if !is_pinned {
+                candidates.push((true, version.last_used.load(Ordering::Relaxed), Arc::clone(version)));
+            }
+        }
+        candidates.sort_by_key(|(is_current, used, _)| (*is_current, *used));
+        let (mut freed, mut evicted) = (0, 0);
+        for (is_current, _, version) in candidates {
+            let memory = version.memory.load(Ordering::Relaxed);
+            if freed >= bytes {
+                break;
+            }
+            if memory == 0 || version.evicted.load(Ordering::Relaxed) {
+                continue;
+            }
+            let model_ref = version.model_ref;
+            if !version.close_if_idle(Error::Evicted { model_ref }) {
+                continue;
+            }
+            version.evicted.store(true, Ordering::Relaxed);
+            state.memory.leaving += memory;
+            freed = freed.saturating_add(memory);
+            evicted += 1;
+            if !is_current {
+                if let Some(model) = state.models.get_mut(&model_ref) {
+                    model.kept = None;
+                }
+                state.retiring.push(version);
+            }
+        }
+        evicted
+    }
+
+    /// The last thread of a version has let go of its instance.
+    pub(crate) fn version_ended(&self, version: &Version) {
+        let mut state = self.lock();
+        let memory = version.memory.swap(0, Ordering::Relaxed);
+        state.memory.used -= memory;
+        if version.evicted.load(Ordering::Relaxed) {
+            state.memory.leaving -= memory;
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Corrects what a model takes of the budget.
+    pub(crate) fn set_memory(&self, model_ref: ModelRef, bytes: usize) -> Result<()> {
+        let version = self.version(model_ref)?;
+        let mut state = self.lock();
+        let before = version.memory.load(Ordering::Relaxed);
+        if version.evicted.load(Ordering::Relaxed) || before == 0 {
+            return Err(Error::Evicted { model_ref });
+        }
+        version.memory.store(bytes.max(1), Ordering::Relaxed);
+        state.memory.used = state.memory.used - before + bytes.max(1);
+        let over = state.memory.used.saturating_sub(self.settings.memory_budget.unwrap_or(usize::MAX));
+        let evicted = self.evict(&mut state, over);
+        state.counts.evicted_for_room += evicted;
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    pub(crate) fn set_pressure(&self, pressure: MemoryPressure) {
+        let mut state = self.lock();
+        state.memory.pressure = pressure;
+        let goal = match pressure {
+            MemoryPressure::Normal => 0,
+            MemoryPressure::Warning => {
+                let staying = state.memory.used - state.memory.leaving;
+                staying.div_ceil(2)
+            }
+            MemoryPressure::Critical => usize::MAX,
+        };
+        let evicted = self.evict(&mut state, goal);
+        state.counts.evicted_under_pressure += evicted;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    // ---- swapping ----
+
+    /// Brings a new version of a model, on a thread of its own.
+    pub(crate) fn swap(
+        self: &Arc<Self>,
+        model_ref: ModelRef,
+        source: ModelSource,
+        check: Option<Check>,
+        keep: bool,
+        done: oneshot::Sender<Result<u64>>,
+    ) {
+        let begun = self.version(model_ref).and_then(|_| {
+            let mut state = self.lock();
+            let model = state.models.entry(model_ref).or_insert_with(Model::new);
+            if mem::replace(&mut model.swapping, true) {
+                return Err(Error::SwapInProgress { model_ref });
+            }
+            Ok(())
+        });
+        if let Err(error) = begun {
+            // Who asked may have gone.
+            let _ = done.send(Err(error));
+            return;
+        }
+        let runtime = Arc::downgrade(self);
+        let name = thread_name(&source.path, 0);
+        let swap = Swapping { runtime: Weak::clone(&runtime), model_ref, done: Some(done) };
+        let body = move || swap_thread(&runtime, swap, source, check, keep);
+        // If the thread cannot be started the closure is dropped, and the swap with it.
+        let _ = self.spawn(name, body);
+    }
+
+    /// The version before the last gives its place, and its memory, to the one to come.
+    fn retire_kept(&self, model_ref: ModelRef) -> Result<()> {
+        let mut state = self.lock();
+        let Some(kept) = state.models.get_mut(&model_ref).and_then(|model| model.kept.take()) else {
+            drop(state);
+            return self.await_gone(model_ref);
+        };
+        state.retiring.push(Arc::clone(&kept));
+        drop(state);
+        kept.supersede();
+        drop(kept);
+        self.await_gone(model_ref)
+    }
+
+    /// Waits until no version of the model but the current one has an instance.
+    fn await_gone(&self, model_ref: ModelRef) -> Result<()> {
+        let mut state = self.lock();
+        loop {
+            if !matches!(state.phase, Phase::Open) {
+                return Err(Error::ShutDown);
+            }
+            state.retire();
+            let is_there = |version: &Arc<Version>| version.model_ref == model_ref && version.is_served();
+            if !state.retiring.iter().any(is_there) {
+                return Ok(());
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Lets a version take over.
+    fn publish(&self, version: &Arc<Version>, keep: bool) -> Result<()> {
+        let model_ref = version.model_ref;
+        let mut state = self.lock();
+        if !matches!(state.phase, Phase::Open) {
+            return Err(Error::ShutDown);
+        }
+        let mut versions = self.versions.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(current) = versions.get_mut(&model_ref) else {
+            return Err(Error::ModelNotFound { model_ref });
+        };
+        let before = mem::replace(current, Arc::clone(version));
+        drop(versions);
+        state.loaded.retain(|_, loaded| *loaded != model_ref);
+        state.loaded.entry(version.source.clone()).or_insert(model_ref);
+        let keep = keep && before.is_served() && !before.evicted.load(Ordering::Relaxed);
+        match state.models.get_mut(&model_ref) {
+            Some(model) if keep => model.kept = Some(Arc::clone(&before)),
+            _ => state.retiring.push(Arc::clone(&before)),
+        }
+        drop(state);
+        if crate::mutant!("swap-closes-the-old") {
+            before.close(Error::Unloaded { model_ref });
+        } else if !keep {
+            before.supersede();
+        }
+        Ok(())
+    }
+
+    /// Goes back to the version before the current one.
+    pub(crate) fn rollback(&self, model_ref: ModelRef) -> Result<u64> {
+        self.version(model_ref)?;
+        let mut state = self.lock();
+        let kept = state.models.get_mut(&model_ref).and_then(|model| model.kept.take());
+        let Some(kept) = kept else { return Err(Error::NoRollback { model_ref }) };
+        drop(state);
+        self.publish(&kept, false)?;
+        self.lock().counts.rollbacks += 1;
+        Ok(kept.number)
     }
 
     // ---- threads ----
@@ -331,6 +760,7 @@ impl Runtime {
             Phase::Open => state.phase = Phase::Stopping { since, waiting: vec![sender] },
         }
         let loads = state.abandon_loads();
+        self.changed.notify_all();
         let nothing_runs = state.live_threads == 0;
         drop(state);
         tell(loads, &Err(Error::ShutDown));
@@ -356,6 +786,7 @@ impl Runtime {
             state.phase = Phase::Stopping { since: Default::default(), waiting: Vec::new() };
         }
         let loads = state.abandon_loads();
+        self.changed.notify_all();
         drop(state);
         tell(loads, &Err(Error::ShutDown));
         self.close_queues();
@@ -412,10 +843,11 @@ impl Runtime {
         let mut state = self.lock();
         state.retire();
         let (outcomes, _) = self.tally(&state);
+        let models_total = ModelCounts { memory: state.memory.used, ..state.counts };
         drop(state);
         let mut models = self.all_versions().iter().map(|version| version.stats()).collect::<Vec<_>>();
-        models.sort_by_key(|model| model.model_ref);
-        Stats { outcomes, models }
+        models.sort_by_key(|model| (model.model_ref, model.version));
+        Stats { outcomes, models_total, models }
     }
 
     /// Everything that was ever asked of this runtime.
@@ -424,7 +856,7 @@ impl Runtime {
         let closed = self.strays_closed.load(Ordering::Relaxed);
         let (mut outcomes, mut detached) = state.retired;
         outcomes += Outcomes { submitted: strays + closed, rejected: strays, closed, ..Outcomes::default() };
-        for version in self.versions().values().chain(&state.retiring) {
+        for version in self.versions().values().chain(state.hidden()) {
             let (version_outcomes, version_detached) = version.outcomes();
             outcomes += version_outcomes;
             detached += version_detached;
@@ -434,7 +866,7 @@ impl Runtime {
 
     fn all_versions(&self) -> Vec<Arc<Version>> {
         let state = self.lock();
-        self.versions().values().chain(&state.retiring).map(Arc::clone).collect()
+        self.versions().values().chain(state.hidden()).map(Arc::clone).collect()
     }
 
     fn versions(&self) -> std::sync::RwLockReadGuard<'_, HashMap<ModelRef, Arc<Version>>> {
@@ -448,6 +880,22 @@ impl Runtime {
 }
 
 impl State {
+    /// Versions that no request is routed to any more.
+    fn hidden(&self) -> impl Iterator<Item = &Arc<Version>> {
+        self.retiring.iter().chain(self.models.values().filter_map(|model| model.kept.as_ref()))
+    }
+
+    /// Takes an eviction back, if no thread of the version has let go of its instance.
+    fn revive(&mut self, version: &Version) -> bool {
+        let revived = version.reopen();
+        if revived {
+            version.evicted.store(false, Ordering::Relaxed);
+            self.memory.leaving -= version.memory.load(Ordering::Relaxed);
+            self.counts.revived += 1;
+        }
+        revived
+    }
+
     /// Adds up the versions that nobody can reach any more and frees them.
     fn retire(&mut self) {
         let retired = &mut self.retired;
@@ -469,7 +917,10 @@ impl State {
                 Requested::Resolving(waiting) => Some(waiting),
                 Requested::Found(_) => None,
             });
-        resolving.chain(mem::take(&mut self.loading).into_values()).flatten().collect()
+        resolving
+            .chain(mem::take(&mut self.loading).into_values().map(|loading| loading.waiting))
+            .flatten()
+            .collect()
     }
 }
 
@@ -492,34 +943,37 @@ pub(crate) fn thread_name(path: &Path, worker: usize) -> String {
 }
 
 fn tell(waiting: Vec<Loaded>, result: &Result<ModelRef>) {
-    for loaded in waiting {
-        loaded(result.clone());
+    for Loaded { done, stage } in waiting {
+        if let (Some(stage), Ok(_)) = (stage, result) {
+            stage.send_replace(LoadStage::Ready);
+        }
+        done(result.clone());
     }
 }
 
 /// Loads a model and goes on as its first inference thread: the instance cannot move to another.
-fn load_thread(runtime: &Weak<Runtime>, request: (PathBuf, Config)) {
+fn load_thread(runtime: &Weak<Runtime>, request: (PathBuf, Config), options: Options) {
     let Some(strong) = runtime.upgrade() else { return };
-    let source = Source::find(&request.0, &request.1);
-    if !strong.claim(&request, &source) {
-        return;
-    }
-    let (path, config) = request;
-    let config = Config { threads: strong.settings.threads_inside(config.threads), ..config };
-    let model_ref = ModelRef::new();
-    let backend = Arc::clone(&strong.settings.backend);
-    let version = Version::new(
-        model_ref,
-        path.clone(),
-        config,
-        backend,
-        &strong.settings.service,
-        Weak::clone(runtime),
-    );
-    let version = Arc::new(version);
+    let (source, size) = Source::find(&request.0, &request.1);
+    let Some(model_ref) = strong.claim(&request, &source) else { return };
+    strong.progress(&source, LoadStage::Waiting);
+    let version = match strong.prepare(model_ref, &source, size, request, options) {
+        Ok(version) => version,
+        Err(error) => {
+            strong.conclude(&source, Err(error));
+            return;
+        }
+    };
+    let _serving = Serving::first(&version);
+    strong.progress(&source, LoadStage::Loading);
     // A load may take minutes; meanwhile it keeps no runtime alive that nobody uses.
     drop(strong);
-    let first = version.first_instance();
+    let progress = |stage| {
+        if let Some(runtime) = runtime.upgrade() {
+            runtime.progress(&source, stage);
+        }
+    };
+    let first = version.first_instance(progress);
     let Some(strong) = runtime.upgrade() else { return };
     match first {
         Ok(instance) => {
@@ -532,5 +986,86 @@ fn load_thread(runtime: &Weak<Runtime>, request: (PathBuf, Config)) {
         Err(error) => {
             strong.conclude(&source, Err(error));
         }
+    }
+}
+
+/// A swap under way; its end is told and counted whatever happens.
+struct Swapping {
+    runtime: Weak<Runtime>,
+    model_ref: ModelRef,
+    done: Option<oneshot::Sender<Result<u64>>>,
+}
+
+impl Swapping {
+    fn end(&mut self, result: Result<u64>) {
+        let Some(done) = self.done.take() else { return };
+        if let Some(runtime) = self.runtime.upgrade() {
+            let mut state = runtime.lock();
+            if let Some(model) = state.models.get_mut(&self.model_ref) {
+                model.swapping = false;
+            }
+            match result {
+                Ok(_) => state.counts.swaps_ok += 1,
+                Err(_) => state.counts.swaps_failed += 1,
+            }
+        }
+        // Who asked may have gone.
+        let _ = done.send(result);
+    }
+}
+
+impl Drop for Swapping {
+    fn drop(&mut self) {
+        self.end(Err(Error::Thread { source: Arc::new(io::Error::other("the swap's thread did not run")) }));
+    }
+}
+
+/// Makes a new version and goes on as its first inference thread.
+fn swap_thread(
+    runtime: &Weak<Runtime>,
+    mut swap: Swapping,
+    source: ModelSource,
+    check: Option<Check>,
+    keep: bool,
+) {
+    let model_ref = swap.model_ref;
+    let made = (|| {
+        let strong = runtime.upgrade().ok_or(Error::ShutDown)?;
+        strong.retire_kept(model_ref)?;
+        let ModelSource { path, config, options } = source;
+        let (source, size) = Source::find(&path, &config);
+        let version = strong.prepare(model_ref, &source, size, (path, config), options)?;
+        let serving = Serving::first(&version);
+        drop(strong);
+        let mut instance = version.first_instance(|_| ()).map_err(|error| match error {
+            // It loads, but does not predict.
+            Error::Predict { source, .. } => Error::SwapRefused { model_ref, source },
+            other => other,
+        })?;
+        if let Some(check) = check {
+            examine(model_ref, &mut instance, check)?;
+        }
+        runtime.upgrade().ok_or(Error::ShutDown)?.publish(&version, keep)?;
+        Ok((version, serving, instance))
+    })();
+    match made {
+        Ok((version, _serving, instance)) => {
+            swap.end(Ok(version.number));
+            drop(swap);
+            version.serve(0, Some(instance));
+        }
+        Err(error) => swap.end(Err(error)),
+    }
+}
+
+/// Asks the caller whether an instance will do.
+fn examine(model_ref: ModelRef, instance: &mut Box<dyn Instance>, check: Check) -> Result<()> {
+    let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        check(&mut Trial::new(model_ref, instance.as_mut()))
+    }));
+    match checked {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(source)) => Err(Error::SwapRefused { model_ref, source: source.into() }),
+        Err(panic) => Err(Error::WorkerPanicked { model_ref, message: crate::error::panic_message(panic) }),
     }
 }

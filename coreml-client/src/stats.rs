@@ -243,15 +243,23 @@ pub struct ModelStats {
     /// The model.
     #[cfg_attr(feature = "serde", serde(serialize_with = "as_string"))]
     pub model_ref: ModelRef,
+    /// Which version of it, counted from 1; more than one may be alive around a [swap](crate::ModelClient::swap).
+    pub version: u64,
     /// Where it was loaded from.
     pub path: PathBuf,
+    /// Bytes of the memory budget that it takes; 0 when its instances are gone.
+    pub memory: usize,
+    /// Whether it was taken out of memory to make room.
+    pub evicted: bool,
     /// What became of its requests, by [`Priority`] in the order of [`Priority::ALL`].
     pub outcomes: [Outcomes; 3],
     /// Predictions that finished with nobody waiting any more; their requests count as cancelled or expired.
     pub detached: u64,
     /// Requests admitted and not started, by [`Priority`] in the order of [`Priority::ALL`].
     pub depth: [usize; 3],
-    /// Input bytes of those.
+    /// Places in the queue that callers hold for requests to come.
+    pub reserved: usize,
+    /// Input bytes of both.
     pub bytes: usize,
     /// Callers that wait for admission.
     pub waiting: usize,
@@ -272,6 +280,31 @@ fn as_string<S: serde::Serializer>(value: &impl fmt::Display, serializer: S) -> 
     serializer.collect_str(value)
 }
 
+/// Loads, swaps and evictions of a runtime.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct ModelCounts {
+    /// Models that were loaded.
+    pub loads_ok: u64,
+    /// Loads that failed.
+    pub loads_failed: u64,
+    /// Evicted models that were asked for again before they were gone.
+    pub revived: u64,
+    /// Versions that were swapped in.
+    pub swaps_ok: u64,
+    /// Swaps that failed; the old version went on.
+    pub swaps_failed: u64,
+    /// Versions that were rolled back.
+    pub rollbacks: u64,
+    /// Models evicted to make room for others.
+    pub evicted_for_room: u64,
+    /// Models evicted under memory pressure.
+    pub evicted_under_pressure: u64,
+    /// Bytes of the memory budget in use, loads under way included.
+    pub memory: usize,
+}
+
 /// A picture of a runtime; prints itself as a table.
 ///
 /// ```
@@ -285,6 +318,8 @@ fn as_string<S: serde::Serializer>(value: &impl fmt::Display, serializer: S) -> 
 pub struct Stats {
     /// What became of all requests, those for unknown and for unloaded models included.
     pub outcomes: Outcomes,
+    /// What became of loads and swaps, and of the memory budget.
+    pub models_total: ModelCounts,
     /// The models that are loaded, or still finishing their last requests; in the order of loading.
     pub models: Vec<ModelStats>,
 }
@@ -293,8 +328,33 @@ impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         outcomes_header(f, "requests")?;
         outcomes_row(f, "all", &self.outcomes)?;
+        let ModelCounts {
+            loads_ok,
+            loads_failed,
+            revived,
+            swaps_ok,
+            swaps_failed,
+            rollbacks,
+            evicted_for_room,
+            evicted_under_pressure,
+            memory,
+        } = self.models_total;
+        writeln!(
+            f,
+            "loads {loads_ok} ok, {loads_failed} failed, {revived} revived; swaps {swaps_ok} ok, {swaps_failed} failed, \
+             {rollbacks} rolled back; evicted {evicted_for_room} for room, {evicted_under_pressure} under pressure; \
+             memory {memory} bytes"
+        )?;
         for model in &self.models {
-            writeln!(f, "\n{} {}", model.model_ref, model.path.display())?;
+            let state = if model.evicted { ", evicted" } else { "" };
+            writeln!(
+                f,
+                "\n{} version {}{state} {} ({} bytes)",
+                model.model_ref,
+                model.version,
+                model.path.display(),
+                model.memory
+            )?;
             outcomes_header(f, "  requests")?;
             for (priority, outcomes) in Priority::ALL.iter().zip(&model.outcomes) {
                 if outcomes.submitted > 0 {
@@ -304,8 +364,9 @@ impl fmt::Display for Stats {
             let [high, normal, low] = model.depth;
             writeln!(
                 f,
-                "  queued {} (high {high}, normal {normal}, low {low}), {} bytes; waiting {}; running {}; detached {}",
+                "  queued {} (high {high}, normal {normal}, low {low}), reserved {}, {} bytes; waiting {}; running {}; detached {}",
                 high + normal + low,
+                model.reserved,
                 model.bytes,
                 model.waiting,
                 model.running,

@@ -19,6 +19,21 @@ impl Job for Numbered {
     type Reply = Caller;
     type Cause = &'static str;
     type Wake = Wakes;
+    type Grant = Granted;
+
+    fn joins(first: &u32, other: &u32) -> bool {
+        first / 100 == other / 100
+    }
+}
+
+/// Remembers that it was granted.
+#[derive(Clone, Default)]
+struct Granted(Rc<Cell<bool>>);
+
+impl Grant for Granted {
+    fn grant(self) {
+        self.0.set(true);
+    }
 }
 
 /// A caller that may be gone.
@@ -47,11 +62,19 @@ fn limits(jobs: usize, bytes: usize, fairness: u32) -> Limits {
 
 fn queue(limits: Limits, workers: usize) -> (Queue<Numbered>, Vec<Wakes>) {
     let wakes = vec![Wakes::default(); workers].iter().map(|_| Wakes::default()).collect::<Vec<_>>();
-    (Queue::new(limits, wakes.clone().into()), wakes)
+    (Queue::new(limits, None, wakes.clone().into()), wakes)
 }
 
 fn offer(payload: u32, priority: Priority, bytes: usize) -> Offer<Numbered> {
-    Offer { priority, bytes, submitted: Instant::now(), deadline: None, payload, reply: Caller::default() }
+    Offer {
+        priority,
+        bytes,
+        submitted: Instant::now(),
+        deadline: None,
+        expected: None,
+        payload,
+        reply: Caller::default(),
+    }
 }
 
 fn push(queue: &Queue<Numbered>, payload: u32, priority: Priority) -> Key {
@@ -71,7 +94,7 @@ fn serve_all(queue: &Queue<Numbered>) -> Vec<u32> {
                 order.push(job.payload);
                 finished = Some((job.key, Ending::Ok));
             }
-            Next::Idle | Next::Stop => return order,
+            Next::Idle | Next::Hold(_) | Next::Stop => return order,
         }
     }
 }
@@ -303,12 +326,144 @@ fn draining_serves_what_is_in_and_then_stops() {
     assert!(matches!(queue.turn(0, None, Instant::now()).next, Next::Stop));
 }
 
+#[test]
+fn a_reservation_holds_its_place_until_it_is_filled_or_given_back() {
+    let (queue, _) = queue(limits(2, 10, 8), 1);
+    let reserve = |bytes| {
+        let grant = Granted::default();
+        (queue.reserve(Priority::Normal, bytes, Instant::now(), grant.clone()).unwrap(), grant)
+    };
+    let (first, granted) = reserve(6);
+    let (second, later) = reserve(6);
+    assert!(granted.0.get() && !later.0.get());
+    assert_eq!((queue.snapshot().reserved, queue.snapshot().waiting, queue.snapshot().bytes), (1, 1, 6));
+    assert!(queue.fill(second, offer(1, Priority::Normal, 6)).is_err(), "it has no place yet");
+    assert!(queue.fill(first, offer(1, Priority::Normal, 7)).is_err(), "it does not fit its place");
+    // A smaller job than was reserved makes room at once.
+    assert!(queue.fill(first, offer(2, Priority::Normal, 4)).is_ok());
+    assert!(later.0.get());
+    assert!(queue.fill(first, offer(3, Priority::Normal, 1)).is_err(), "a place is filled once");
+    drop(queue.cancel(second).unwrap());
+    assert_eq!(serve_all(&queue), [2]);
+    let outcomes = queue.snapshot().outcomes[Priority::Normal.index()];
+    assert_eq!((outcomes.submitted, outcomes.ok, outcomes.cancelled), (2, 1, 1));
+}
+
+#[test]
+fn a_superseded_queue_serves_what_it_has_and_sends_the_others_on_uncounted() {
+    let (queue, _) = queue(limits(64, 0, 8), 1);
+    push(&queue, 1, Priority::Normal);
+    queue.supersede();
+    let Err(refused) = queue.push(offer(2, Priority::Normal, 0), WhenFull::Wait) else {
+        panic!("superseded")
+    };
+    assert_eq!((refused.refusal, refused.payload), (Refusal::Superseded, 2));
+    assert_eq!(serve_all(&queue), [1]);
+    assert_eq!(queue.snapshot().outcomes[Priority::Normal.index()].submitted, 1);
+    assert!(!queue.reopen(), "a thread was told to stop");
+}
+
+#[test]
+fn only_an_idle_queue_is_closed_for_room_and_it_opens_again_before_a_thread_has_seen_it() {
+    let (queue, _) = queue(limits(64, 0, 8), 1);
+    push(&queue, 1, Priority::Normal);
+    assert!(!queue.close_if_idle("evicted"));
+    let Next::Run(job) = queue.turn(0, None, Instant::now()).next else { panic!("queued") };
+    assert!(!queue.close_if_idle("evicted"), "it runs");
+    queue.finish(job.key, Ending::Ok);
+    assert!(queue.close_if_idle("evicted"));
+    assert!(queue.push(offer(2, Priority::Normal, 0), WhenFull::Wait).is_err());
+    assert!(queue.reopen());
+    assert!(queue.push(offer(3, Priority::Normal, 0), WhenFull::Wait).is_ok());
+    assert_eq!(serve_all(&queue), [3]);
+}
+
+#[test]
+fn jobs_are_gathered_in_order_until_one_does_not_join_and_high_never_waits() {
+    let delay = Duration::from_millis(10);
+    let gather = Gather { most: 3, delay };
+    let queue = Queue::<Numbered>::new(limits(64, 0, 8), Some(gather), [Wakes::default()].into());
+    let now = Instant::now();
+    let add = |number, priority| {
+        let job = Offer { submitted: now, ..offer(number, priority, 0) };
+        assert!(queue.push(job, WhenFull::Wait).is_ok());
+    };
+    let mut finished = None;
+    let mut batch = |at| {
+        let turn = queue.turn(0, finished.take(), at);
+        let Next::Run(first) = turn.next else { return None };
+        let rest = queue.gather(&first, at);
+        for job in &rest {
+            queue.finish(job.key, Ending::Ok);
+        }
+        let numbers = std::iter::once(first.payload).chain(rest.iter().map(|job| job.payload));
+        finished = Some((first.key, Ending::Ok));
+        Some(numbers.collect::<Vec<_>>())
+    };
+    add(101, Priority::Normal);
+    add(102, Priority::Normal);
+    assert_eq!(batch(now), None, "two of three wait for company");
+    add(900, Priority::High);
+    assert_eq!(batch(now), Some(vec![900]));
+    assert_eq!(batch(now + delay), Some(vec![101, 102]), "but not for ever");
+    for number in [103, 104, 105, 106, 201, 107] {
+        add(number, Priority::Normal);
+    }
+    assert_eq!(batch(now), Some(vec![103, 104, 105]));
+    assert_eq!(batch(now), Some(vec![106]), "201 has another shape, and nothing slips past it");
+    queue.drain("drained");
+    assert_eq!(batch(now), Some(vec![201]), "nobody comes any more: no reason to wait");
+    assert_eq!(batch(now), Some(vec![107]));
+}
+
+#[test]
+fn a_deadline_that_those_before_it_will_use_up_is_refused_if_asked() {
+    let (queue, _) = queue(limits(64, 0, 8), 2);
+    let now = Instant::now();
+    let second = Duration::from_secs(1);
+    let hopeful = |expected| {
+        let mut job = Offer { submitted: now, expected, ..offer(9, Priority::Normal, 0) };
+        job.deadline = Some(now + 2 * second);
+        queue
+            .push(job, WhenFull::Refuse)
+            .map(|pushed| drop(queue.cancel(pushed.key)))
+            .map_err(|it| it.refusal)
+    };
+    assert_eq!(hopeful(Some(second)), Ok(()));
+    for number in 0..2 {
+        push(&queue, number, Priority::Low);
+    }
+    assert_eq!(hopeful(Some(second)), Ok(()), "those of a lower class are not before it");
+    for number in 2..4 {
+        push(&queue, number, Priority::Normal);
+    }
+    assert_eq!(hopeful(Some(second)), Err(Refusal::Expired), "two threads, two before it, a second each");
+    assert_eq!(hopeful(None), Ok(()), "not asked");
+}
+
 // ---- against a naive reference ----
 
 #[derive(Clone, Debug)]
 enum Op {
-    Push { priority: Priority, bytes: usize, deadline: Option<u64>, refuse: bool },
-    Turn { worker: usize, ending: Ending },
+    Push {
+        priority: Priority,
+        bytes: usize,
+        deadline: Option<u64>,
+        refuse: bool,
+    },
+    Reserve {
+        priority: Priority,
+        bytes: usize,
+    },
+    /// With so many bytes less than reserved.
+    Fill {
+        which: usize,
+        less: usize,
+    },
+    Turn {
+        worker: usize,
+        ending: Ending,
+    },
     Cancel(usize),
     Expire(usize),
     Abandon(usize),
@@ -319,7 +474,10 @@ enum Op {
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let priority = prop_oneof![Just(Priority::High), Just(Priority::Normal), Just(Priority::Low)];
+    let reserved = prop_oneof![Just(Priority::High), Just(Priority::Low)];
     let op = prop_oneof![
+        3 => (reserved, 0..14_usize).prop_map(|(priority, bytes)| Op::Reserve { priority, bytes }),
+        4 => (0..100_usize, 0..3_usize).prop_map(|(which, less)| Op::Fill { which, less }),
         12 => (priority, 0..14_usize, proptest::option::weighted(0.2, 0..40_u64), any::<bool>())
             .prop_map(|(priority, bytes, deadline, refuse)| Op::Push { priority, bytes, deadline, refuse }),
         10 => (0..3_usize, any::<bool>())
@@ -342,6 +500,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum At {
     Waiting,
+    Reserved,
     Queued,
     Running { answered: bool },
     Over,
@@ -351,6 +510,10 @@ enum At {
 struct Reference {
     limits: Limits,
     jobs: Vec<(Priority, usize, Option<u64>, bool, At)>,
+    /// Jobs that are reservations.
+    reservations: Vec<usize>,
+    /// Jobs in the order in which they were queued: a filled place is older than those who waited behind it.
+    queued: Vec<usize>,
     dequeues: u64,
     admissions: u64,
     drained: bool,
@@ -364,10 +527,9 @@ impl Reference {
     }
 
     fn load(&self, priority: Option<Priority>) -> (usize, usize) {
-        let queued = self
-            .jobs
-            .iter()
-            .filter(|job| job.4 == At::Queued && priority.is_none_or(|priority| job.0 == priority));
+        let queued = self.jobs.iter().filter(|job| {
+            matches!(job.4, At::Queued | At::Reserved) && priority.is_none_or(|priority| job.0 == priority)
+        });
         queued.fold((0, 0), |(jobs, bytes), job| (jobs + 1, bytes + job.1))
     }
 
@@ -386,7 +548,11 @@ impl Reference {
     /// The first of its class, by the fairness rule.
     fn choose(&self, at: At, turns: u64, eligible: impl Fn(&Self, usize) -> bool) -> Option<usize> {
         let heads = Priority::ALL.into_iter().filter_map(|priority| {
-            let head = self.jobs.iter().position(|job| job.4 == at && job.0 == priority)?;
+            let is_there = |job: &usize| self.jobs[*job].4 == at && self.jobs[*job].0 == priority;
+            let head = match at {
+                At::Queued => self.queued.iter().copied().find(is_there)?,
+                _ => (0..self.jobs.len()).find(is_there)?,
+            };
             eligible(self, head).then_some(head)
         });
         let every = u64::from(self.limits.fairness);
@@ -399,8 +565,40 @@ impl Reference {
                 return;
             }
             self.admissions += 1;
-            self.jobs[job].4 = At::Queued;
+            self.jobs[job].4 = self.place(job);
         }
+    }
+
+    fn place(&mut self, job: usize) -> At {
+        if self.reservations.contains(&job) {
+            return At::Reserved;
+        }
+        self.queued.push(job);
+        At::Queued
+    }
+
+    /// The number of the job that takes the place, if it is there.
+    fn fill(&mut self, which: usize, less: usize) -> bool {
+        if self.jobs[which].4 != At::Reserved {
+            return false;
+        }
+        self.jobs[which].4 = At::Over;
+        let (priority, bytes, ..) = self.jobs[which];
+        self.queued.push(self.jobs.len());
+        self.jobs.push((priority, bytes.saturating_sub(less), None, false, At::Queued));
+        self.admit();
+        true
+    }
+
+    fn drain(&mut self) {
+        self.drained = true;
+        for job in self.reservations.clone() {
+            if matches!(self.jobs[job].4, At::Waiting | At::Reserved) {
+                self.jobs[job].4 = At::Over;
+                self.count(self.jobs[job].0, "cancelled");
+            }
+        }
+        self.admit();
     }
 
     fn push(
@@ -410,8 +608,12 @@ impl Reference {
         deadline: Option<u64>,
         now: u64,
         refuse: bool,
+        reservation: bool,
     ) -> bool {
         self.count(priority, "submitted");
+        if reservation {
+            self.reservations.push(self.jobs.len());
+        }
         let over = |reference: &mut Self, what| {
             reference.count(priority, what);
             reference.jobs.push((priority, bytes, deadline, false, At::Over));
@@ -430,7 +632,7 @@ impl Reference {
         self.jobs.push((priority, bytes, deadline, false, At::Waiting));
         let job = self.jobs.len() - 1;
         if !anybody_waits && self.fits(job) {
-            self.jobs[job].4 = At::Queued;
+            self.jobs[job].4 = self.place(job);
         } else {
             self.admit();
         }
@@ -474,7 +676,7 @@ impl Reference {
         match self.jobs[job].4 {
             At::Over | At::Running { answered: true } => return false,
             At::Running { answered: false } => self.jobs[job].4 = At::Running { answered: true },
-            At::Waiting | At::Queued => {
+            At::Waiting | At::Reserved | At::Queued => {
                 self.jobs[job].4 = At::Over;
                 self.admit();
             }
@@ -489,7 +691,7 @@ impl Reference {
         }
         let mut closed = 0;
         for job in 0..self.jobs.len() {
-            if matches!(self.jobs[job].4, At::Waiting | At::Queued) {
+            if matches!(self.jobs[job].4, At::Waiting | At::Reserved | At::Queued) {
                 self.jobs[job].4 = At::Over;
                 self.count(self.jobs[job].0, "closed");
                 closed += 1;
@@ -505,6 +707,8 @@ fn check_against_reference(limits: Limits, ops: Vec<Op>) {
     let mut reference = Reference {
         limits,
         jobs: Vec::new(),
+        reservations: Vec::new(),
+        queued: Vec::new(),
         dequeues: 0,
         admissions: 0,
         drained: false,
@@ -515,6 +719,7 @@ fn check_against_reference(limits: Limits, ops: Vec<Op>) {
     let at = |tick| epoch + Duration::from_millis(tick);
     let mut now = 0_u64;
     let mut keys: Vec<Option<(Key, Caller)>> = Vec::new();
+    let mut grants: Vec<(usize, Granted)> = Vec::new();
     let mut busy = [const { None::<(Key, u32)> }; WORKERS];
     let mut asleep = [None::<usize>; WORKERS];
     for op in ops {
@@ -527,16 +732,41 @@ fn check_against_reference(limits: Limits, ops: Vec<Op>) {
                     bytes,
                     submitted: at(now),
                     deadline: deadline.map(at),
+                    expected: None,
                     payload: number,
                     reply: reply.clone(),
                 };
                 let when_full = if refuse { WhenFull::Refuse } else { WhenFull::Wait };
                 let result = queue.push(offer, when_full);
-                assert_eq!(result.is_ok(), reference.push(priority, bytes, deadline, now, refuse));
+                assert_eq!(result.is_ok(), reference.push(priority, bytes, deadline, now, refuse, false));
                 if let Err(refused) = &result {
                     assert_eq!(refused.payload, number);
                 }
                 keys.push(result.ok().map(|pushed| (pushed.key, reply)));
+            }
+            Op::Reserve { priority, bytes } => {
+                let grant = Granted::default();
+                grants.push((keys.len(), grant.clone()));
+                let result = queue.reserve(priority, bytes, at(now), grant);
+                assert_eq!(result.is_ok(), reference.push(priority, bytes, None, now, false, true));
+                keys.push(result.ok().map(|key| (key, Caller::default())));
+            }
+            Op::Fill { which, less } => {
+                let Some(which) = (!grants.is_empty()).then(|| grants[which % grants.len()].0) else {
+                    continue;
+                };
+                let Some((key, _)) = keys[which] else { continue };
+                let number = keys.len() as u32;
+                let (priority, bytes, ..) = reference.jobs[which];
+                let filling =
+                    Offer { submitted: at(now), ..offer(number, priority, bytes.saturating_sub(less)) };
+                let reply = filling.reply.clone();
+                let result = queue.fill(key, filling);
+                assert_eq!(result.is_ok(), reference.fill(which, less));
+                match result {
+                    Ok(pushed) => keys.push(Some((pushed.key, reply))),
+                    Err(back) => assert_eq!(back.payload, number),
+                }
             }
             Op::Turn { worker, ending } => {
                 let finished = busy[worker].take();
@@ -554,6 +784,7 @@ fn check_against_reference(limits: Limits, ops: Vec<Op>) {
                         assert!(expected.is_none() && !reference.drained && !reference.closed);
                         asleep[worker] = Some(wakes[worker].0.load(Ordering::Relaxed));
                     }
+                    Next::Hold(_) => panic!("no batches here"),
                     Next::Stop => assert!(expected.is_none() && (reference.drained || reference.closed)),
                 }
             }
@@ -574,7 +805,7 @@ fn check_against_reference(limits: Limits, ops: Vec<Op>) {
             Op::Tick(ticks) => now += ticks,
             Op::Drain => {
                 queue.drain("drained");
-                reference.drained = true;
+                reference.drain();
             }
             Op::Close => assert_eq!(queue.close("closed").len(), reference.close()),
         }
@@ -582,7 +813,12 @@ fn check_against_reference(limits: Limits, ops: Vec<Op>) {
         // After every step the picture is the same, and the conservation law holds.
         let snapshot = queue.snapshot();
         let is = |at: At| reference.jobs.iter().filter(|job| job.4 == at).count();
-        assert_eq!(snapshot.depth, Priority::ALL.map(|priority| reference.load(Some(priority)).0));
+        let queued_of = |priority| {
+            let jobs = reference.jobs.iter().filter(|job| job.4 == At::Queued && job.0 == priority);
+            jobs.count()
+        };
+        assert_eq!(snapshot.depth, Priority::ALL.map(queued_of));
+        assert_eq!(snapshot.reserved, is(At::Reserved));
         assert_eq!(snapshot.bytes, reference.load(None).1);
         assert_eq!(snapshot.waiting, is(At::Waiting));
         assert_eq!(
@@ -608,7 +844,12 @@ fn check_against_reference(limits: Limits, ops: Vec<Op>) {
         let in_flight: u64 = snapshot.outcomes.iter().map(Outcomes::in_flight).sum();
         let answered_running = is(At::Running { answered: true });
         let queued: usize = snapshot.depth.iter().sum();
-        assert_eq!(in_flight as usize, snapshot.waiting + queued + snapshot.running - answered_running);
+        let open = snapshot.waiting + snapshot.reserved + queued + snapshot.running;
+        assert_eq!(in_flight as usize, open - answered_running);
+        for (number, grant) in &grants {
+            let must = reference.jobs[*number].4 == At::Reserved;
+            assert!(!must || grant.0.get(), "who has a place was told so");
+        }
 
         // Nobody sleeps through a job: as many sleepers were woken as there are jobs for them.
         let sleepers = asleep.iter().flatten().count();
@@ -648,6 +889,19 @@ impl Job for Threaded {
     type Reply = Gone;
     type Cause = ();
     type Wake = crossbeam_channel::Sender<()>;
+    type Grant = Never;
+
+    fn joins(_: &Self::Payload, _: &Self::Payload) -> bool {
+        false
+    }
+}
+
+enum Never {}
+
+impl Grant for Never {
+    fn grant(self) {
+        match self {}
+    }
 }
 
 /// A caller that may be gone, across threads.
@@ -665,7 +919,7 @@ fn every_job_of_a_random_mix_ends_exactly_once_when_threads_race() {
     const PRODUCERS: usize = 4;
     const JOBS: usize = 5_000;
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..2).map(|_| crossbeam_channel::bounded(1)).unzip();
-    let queue = Queue::<Threaded>::new(limits(8, 1_000, 8), senders.into());
+    let queue = Queue::<Threaded>::new(limits(8, 1_000, 8), None, senders.into());
     let ends = (0..PRODUCERS * JOBS).map(|_| Arc::new(AtomicUsize::new(0))).collect::<Vec<_>>();
     thread::scope(|scope| {
         for (worker, receiver) in receivers.iter().enumerate() {
@@ -678,7 +932,7 @@ fn every_job_of_a_random_mix_ends_exactly_once_when_threads_race() {
                             job.payload.fetch_add(1, Ordering::Relaxed);
                             finished = Some((job.key, Ending::Ok));
                         }
-                        Next::Idle => receiver.recv().unwrap(),
+                        Next::Idle | Next::Hold(_) => receiver.recv().unwrap(),
                         Next::Stop => return,
                     }
                 }
@@ -693,6 +947,7 @@ fn every_job_of_a_random_mix_ends_exactly_once_when_threads_race() {
                         bytes: number % 300,
                         submitted: Instant::now(),
                         deadline: None,
+                        expected: None,
                         payload: Arc::clone(end),
                         reply: Gone::default(),
                     };

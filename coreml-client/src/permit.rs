@@ -1,0 +1,127 @@
+use std::fmt;
+use std::sync::Arc;
+
+use coreml_bridge::ModelRef;
+
+use crate::queue::Key;
+use crate::runtime::Runtime;
+use crate::version::{Denied, Version};
+use crate::{Inference, InferenceRequest, Priority, Refused, Result};
+
+/// A place in a model's queue, from [`ModelClient::reserve`](crate::ModelClient::reserve).
+///
+/// It counts as a request that was handed in; dropping it gives the place back, and counts as a cancelled one. When the
+/// model is swapped or unloaded the place is lost, and the request is treated as one that comes without.
+#[must_use = "dropping it gives the place back"]
+pub struct Permit {
+    runtime: Arc<Runtime>,
+    place: Place,
+    model_ref: ModelRef,
+    priority: Priority,
+    bytes: usize,
+}
+
+impl Permit {
+    pub(crate) async fn reserve(
+        runtime: Arc<Runtime>,
+        model_ref: ModelRef,
+        priority: Priority,
+        bytes: usize,
+    ) -> Result<Self> {
+        loop {
+            let version = runtime.route(model_ref)?;
+            let (key, granted) = match version.reserve(priority, bytes) {
+                Ok(reserved) => reserved,
+                Err(Denied::Superseded) => continue,
+                Err(Denied::For(error)) => return Err(error),
+            };
+            // Cancelled with this future, too.
+            let place = Place { version, key: Some(key) };
+            if granted.await.is_ok() {
+                return Ok(Self { runtime, place, model_ref, priority, bytes });
+            }
+            // The queue has closed: the next round says why, or finds the one that took over.
+        }
+    }
+
+    /// The bytes of inputs that there is room for.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Hands the request in, to the reserved place, without waiting. It goes to the permit's model with the permit's priority,
+    /// whatever it says itself.
+    ///
+    /// # Errors
+    /// [`Refused`] with [`Error::TooLarge`](crate::Error::TooLarge) if its inputs are larger than what was reserved; the
+    /// place is given back.
+    #[allow(clippy::result_large_err, reason = "the request goes back by value")]
+    pub fn enqueue(mut self, mut request: InferenceRequest) -> Result<Inference, Refused> {
+        request.model_ref = self.model_ref;
+        request.priority = self.priority;
+        let bytes = request.features.byte_len();
+        if bytes > self.bytes {
+            let source = crate::Error::TooLarge { model_ref: self.model_ref, bytes, limit: self.bytes };
+            return Err(Refused { request, source });
+        }
+        let Some(key) = self.place.key.take() else {
+            unreachable!("a permit has its place until it is used")
+        };
+        Ok(Inference::fill(Arc::clone(&self.runtime), Arc::clone(&self.place.version), key, request))
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit")
+            .field("model_ref", &self.model_ref)
+            .field("priority", &self.priority)
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A place, or a wait for one.
+struct Place {
+    version: Arc<Version>,
+    key: Option<Key>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.version.cancel(key);
+        }
+    }
+}
+
+/// Keeps a model in memory: it is not evicted while this lives.
+#[must_use = "dropping it lets the model be evicted"]
+pub struct Pinned {
+    runtime: Arc<Runtime>,
+    model_ref: ModelRef,
+}
+
+impl Pinned {
+    pub(crate) fn new(runtime: Arc<Runtime>, model_ref: ModelRef) -> Result<Self> {
+        runtime.pin(model_ref)?;
+        Ok(Self { runtime, model_ref })
+    }
+
+    /// The model.
+    pub fn model_ref(&self) -> ModelRef {
+        self.model_ref
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.runtime.unpin(self.model_ref);
+    }
+}
+
+impl fmt::Debug for Pinned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pinned").field("model_ref", &self.model_ref).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,180 @@
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use coreml_bridge::{Config, Features};
+
+/// A model to be loaded, and how it is to be served.
+///
+/// What names the model is the file, in its condition, with the [`Config`]; the rest only says how it is served, and
+/// the first load decides.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use coreml_client::{ModelClient, ModelSource};
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+/// let client = ModelClient::builder().build();
+/// let source = ModelSource::new(path).default_timeout(Duration::from_secs(2)).memory(4 << 20);
+/// let model_ref = client.load(source).await?;
+/// assert_eq!(client.stats().models[0].memory, 4 << 20);
+/// # drop(model_ref);
+/// # Ok::<(), coreml_client::Error>(())
+/// # }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct ModelSource {
+    pub(crate) path: PathBuf,
+    pub(crate) config: Config,
+    pub(crate) options: Options,
+}
+
+/// What does not name a model.
+#[derive(Clone, Default)]
+pub(crate) struct Options {
+    pub(crate) default_timeout: Option<Duration>,
+    pub(crate) memory: Option<usize>,
+    pub(crate) warm_up: Vec<Features>,
+    pub(crate) batching: Option<Batching>,
+    pub(crate) refuse_over_budget: bool,
+}
+
+impl ModelSource {
+    /// The model at a path (`.mlmodel`, `.mlpackage`, `.mlmodelc`), with the default configuration.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), config: Config::default(), options: Options::default() }
+    }
+
+    /// Sets where it runs, and which of its functions.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// The deadline of requests to this model that have none, counted from their hand-in; goes before the
+    /// [runtime's](crate::ModelClientBuilder::default_timeout).
+    #[must_use]
+    pub fn default_timeout(mut self, timeout: Duration) -> Self {
+        self.options.default_timeout = Some(timeout);
+        self
+    }
+
+    /// How much of the [memory budget](crate::ModelClientBuilder::memory_budget) it takes, in bytes, all threads together.
+    /// Without a word it is the size of its files: Core ML's memory may belong to another process, so the system cannot
+    /// be asked.
+    #[must_use]
+    pub fn memory(mut self, bytes: usize) -> Self {
+        self.options.memory = Some(bytes);
+        self
+    }
+
+    /// Makes a prediction with these inputs before the model is published; the load fails if it fails. Once for each.
+    #[must_use]
+    pub fn warm_up(mut self, features: Features) -> Self {
+        self.options.warm_up.push(features);
+        self
+    }
+
+    /// Lets threads make several predictions in one.
+    #[must_use]
+    pub fn batching(mut self, batching: Batching) -> Self {
+        self.options.batching = Some(batching);
+        self
+    }
+
+    /// Fails with [`Error::OverBudget`](crate::Error::OverBudget) when there is no room and nothing idle to evict; by
+    /// default the load waits until there is.
+    #[must_use]
+    pub fn refuse_over_budget(mut self) -> Self {
+        self.options.refuse_over_budget = true;
+        self
+    }
+}
+
+impl<P: AsRef<Path> + ?Sized> From<&P> for ModelSource {
+    fn from(path: &P) -> Self {
+        Self::new(path.as_ref())
+    }
+}
+
+impl From<PathBuf> for ModelSource {
+    fn from(path: PathBuf) -> Self {
+        Self::new(path)
+    }
+}
+
+impl fmt::Debug for ModelSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, config, options } = self;
+        let Options { default_timeout, memory, warm_up, batching, refuse_over_budget } = options;
+        f.debug_struct("ModelSource")
+            .field("path", path)
+            .field("config", config)
+            .field("default_timeout", default_timeout)
+            .field("memory", memory)
+            .field("warm_up", &warm_up.len())
+            .field("batching", batching)
+            .field("refuse_over_budget", refuse_over_budget)
+            .finish()
+    }
+}
+
+/// Several requests made into one prediction: their inputs, of equal shapes, are joined along the first axis, and the
+/// outputs parted along it.
+///
+/// Only for models whose first axis, in every input and output, is the batch. A batch that the model refuses, or whose
+/// outputs do not have the length of the batch, is made again one by one, so each request gets its own outputs or
+/// its own error; a panic fails all requests of the batch. Requests join those of their own priority only, and those of
+/// [`Priority::High`](crate::Priority::High) are never delayed.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use coreml_client::{Batching, ModelSource};
+///
+/// let batching = Batching { max_batch: 16, max_delay: Duration::from_millis(2) };
+/// let source = ModelSource::new("model.mlpackage").batching(batching);
+/// # drop(source);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batching {
+    /// The most requests in one prediction; 0 is taken as 1.
+    pub max_batch: usize,
+    /// How long the first request waits for company; zero takes what is queued.
+    pub max_delay: Duration,
+}
+
+/// How far a load has come; see [`Load::stage`](crate::Load::stage).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum LoadStage {
+    /// Looking at the files.
+    Reading,
+    /// Waiting for room in the memory budget.
+    Waiting,
+    /// Building the first instance.
+    Loading,
+    /// Making the first predictions.
+    WarmingUp,
+    /// Done.
+    Ready,
+}
+
+impl fmt::Display for LoadStage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Reading => "reading",
+            Self::Waiting => "waiting for memory",
+            Self::Loading => "loading",
+            Self::WarmingUp => "warming up",
+            Self::Ready => "ready",
+        })
+    }
+}
+
+/// Told of each stage; shared by a load and those who wait for it.
+pub(crate) type StageCell = Arc<tokio::sync::watch::Sender<LoadStage>>;
