@@ -216,6 +216,19 @@ pub enum Color {
     GrayFloat16,
 }
 
+impl Color {
+    /// The name in the description's JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rgb => "rgb",
+            Self::Bgr => "bgr",
+            Self::Gray => "gray",
+            Self::GrayFloat16 => "gray_float16",
+        }
+    }
+}
+
 /// Constraints of an image; the dimensions of `flexible` are `[height, width]`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ImageSpec {
@@ -236,6 +249,30 @@ impl ImageSpec {
     pub fn admits(&self, height: usize, width: usize) -> bool {
         (self.height, self.width) == (height, width)
             || self.flexible.as_ref().is_some_and(|f| f.admits(&[height, width]))
+    }
+
+    /// The sizes that are allowed, width first: `3x2`, `one of 3x2, 5x4`, `3 to 6 x 2 to 4`.
+    fn sizes(&self) -> String {
+        let range = |&(least, most): &(i64, i64)| match most {
+            _ if least == most => least.to_string(),
+            ..0 => format!("{least} or more"),
+            _ => format!("{least} to {most}"),
+        };
+        match &self.flexible {
+            Some(Flexible::Enumerated(sizes)) => {
+                let default = vec![self.height, self.width];
+                let mut sizes: Vec<_> = sizes.iter().collect();
+                if !sizes.contains(&&default) {
+                    sizes.insert(0, &default);
+                }
+                let size = |size: &&Vec<usize>| {
+                    size.iter().rev().map(ToString::to_string).collect::<Vec<_>>().join("x")
+                };
+                format!("one of {}", sizes.iter().map(size).collect::<Vec<_>>().join(", "))
+            }
+            Some(Flexible::Ranges(ranges)) => ranges.iter().rev().map(range).collect::<Vec<_>>().join(" x "),
+            None => format!("{}x{}", self.width, self.height),
+        }
     }
 }
 
@@ -265,7 +302,7 @@ pub struct SequenceSpec {
 }
 
 impl FeatureKind {
-    /// As words, for error texts: `float32[1, 3]`, `image rgb 224x224`.
+    /// As words, for error texts: `tensor float32 [1, 3]`, `image rgb 224x224 (width x height)`.
     #[must_use]
     pub fn words(&self) -> String {
         match self {
@@ -273,7 +310,7 @@ impl FeatureKind {
             Self::Double => "double".into(),
             Self::String => "string".into(),
             Self::Image { image } => {
-                format!("image {:?} {}x{} (width x height)", image.color, image.width, image.height)
+                format!("image {} {} (width x height)", image.color.name(), image.sizes())
             }
             Self::Tensor { tensor } => {
                 let shape = match &tensor.flexible {
