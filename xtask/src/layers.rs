@@ -12,7 +12,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("coreml-engine", &["coreml-sys", "coreml-portable", "coreml-bridge", "coreml-client", "tokio"]),
     ("coreml-portable", &["coreml-bridge", "coreml-client", "tokio"]),
     ("coreml-bridge", &["coreml-client", "tokio", "crossbeam-channel"]),
-    ("coreml-client", &["clap", "image", "coreml-cli"]),
+    ("coreml-client", &["clap", "image", "coreml-cli", "coreml-text"]),
 ];
 
 /// What each crate must have, so that a misspelt name above cannot pass.
@@ -21,6 +21,7 @@ const REQUIRED: &[(&str, &[&str])] = &[
     ("coreml-portable", &["coreml-sys", "coreml-engine"]),
     ("coreml-bridge", &["coreml-sys", "coreml-portable"]),
     ("coreml-client", &["coreml-bridge", "crossbeam-channel", "tokio"]),
+    ("coreml-text", &["coreml-client", "tokenizers"]),
 ];
 
 /// Asks `cargo tree` and compares.

@@ -1,0 +1,238 @@
+//! How a model takes tokens and gives logits: found in its description, by shapes first and names second.
+
+use std::fmt;
+use std::sync::Arc;
+
+use coreml_bridge::{Dtype, Feature, Flexibility, ModelDescription, TensorSpec};
+
+/// A model that nobody here knows how to ask.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: not a language model of a known layout: {reason}")]
+pub struct UnknownLayout {
+    /// The model.
+    pub path: String,
+    /// What is missing, or too much.
+    pub reason: String,
+}
+
+/// Where a causal language model keeps what it has read.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Memory {
+    /// In states, as Apple's exports of Llama and Mistral do.
+    State,
+    /// In tensors that go in and come out: inputs, each with the output that replaces it.
+    Explicit(Vec<(TensorPort, Arc<str>)>),
+    /// Nowhere: every token is read again for every other.
+    None,
+}
+
+/// A tensor by name.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct TensorPort {
+    pub(crate) name: Arc<str>,
+    pub(crate) spec: TensorSpec,
+}
+
+impl TensorPort {
+    fn of(feature: &Feature) -> Option<Self> {
+        let spec = feature.kind.tensor()?.clone();
+        Some(Self { name: feature.name.as_str().into(), spec })
+    }
+
+    fn rank(&self) -> usize {
+        self.spec.shape.len()
+    }
+
+    /// The name without case and punctuation.
+    fn plain(&self) -> String {
+        self.name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
+    }
+
+    /// The most that an axis can be; `None`: no bound.
+    fn most(&self, axis: usize) -> Option<usize> {
+        let own = self.spec.shape.get(axis).copied().unwrap_or(1);
+        match &self.spec.flexible {
+            Flexibility::Fixed => Some(own),
+            Flexibility::Enumerated(shapes) => {
+                shapes.iter().filter_map(|shape| shape.get(axis).copied()).chain([own]).max()
+            }
+            Flexibility::Ranges(ranges) => ranges.get(axis).map_or(Some(own), |range| range.most),
+        }
+    }
+
+    fn is_fixed(&self, axis: usize) -> bool {
+        let own = self.spec.shape.get(axis).copied().unwrap_or(1);
+        match &self.spec.flexible {
+            Flexibility::Fixed => true,
+            Flexibility::Enumerated(shapes) => shapes.iter().all(|shape| shape.get(axis) == Some(&own)),
+            Flexibility::Ranges(ranges) => {
+                ranges.get(axis).is_none_or(|range| range.most == Some(range.least))
+            }
+        }
+    }
+}
+
+/// What a causal language model wants, and where its logits are.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Causal {
+    pub(crate) tokens: TensorPort,
+    /// `[1, 1, tokens, all tokens so far]`, added to attention's scores.
+    pub(crate) mask: Option<TensorPort>,
+    /// The last axis of the mask is as long as the context, whatever has been read.
+    pub(crate) mask_is_whole: bool,
+    /// Positions of the tokens, `[1, tokens]` or `[tokens]`.
+    pub(crate) positions: Option<TensorPort>,
+    /// `[1, tokens]`: 1 for tokens, 0 for padding.
+    pub(crate) padding: Option<TensorPort>,
+    pub(crate) logits: Arc<str>,
+    pub(crate) memory: Memory,
+    /// The most tokens that the model can have before it.
+    pub(crate) context: usize,
+}
+
+/// Tokens that are read at once, if the model allows it: more make the pauses between looks at the clock longer.
+const CHUNK: usize = 64;
+
+impl Causal {
+    /// What the description says.
+    pub(crate) fn find(path: &str, description: &ModelDescription) -> Result<Self, UnknownLayout> {
+        let unknown = |reason: String| UnknownLayout { path: path.to_owned(), reason };
+        let inputs: Vec<TensorPort> = description.inputs.iter().filter_map(TensorPort::of).collect();
+        if inputs.len() != description.inputs.iter().filter(|input| !input.optional).count().max(inputs.len())
+        {
+            return Err(unknown("an input that is no tensor".into()));
+        }
+        let mut rest = inputs;
+        let mut take =
+            |what: &dyn Fn(&TensorPort) -> bool| rest.iter().position(what).map(|index| rest.remove(index));
+        let integers = |port: &TensorPort| port.spec.dtype == Dtype::Int32;
+        let positions = take(&|p| integers(p) && p.plain().contains("position"));
+        let padding = take(&|p| p.rank() == 2 && p.plain().contains("mask"));
+        let mask = take(&|p| p.rank() == 4 && p.plain().contains("mask"));
+        let tokens = take(&|p| integers(p) && p.rank() == 2)
+            .ok_or_else(|| unknown("no input of tokens, int32 [1, n]".into()))?;
+        if tokens.spec.shape[0] != 1 {
+            return Err(unknown(format!("`{}` is a batch: {}", tokens.name, tokens.spec)));
+        }
+        let logits = Self::logits(description).map_err(&unknown)?;
+
+        let memory = if !description.states.is_empty() {
+            Memory::State
+        } else if rest.is_empty() {
+            Memory::None
+        } else {
+            Memory::Explicit(Self::pairs(&mut rest, description).map_err(&unknown)?)
+        };
+        if let Some(port) = rest.first() {
+            return Err(unknown(format!("nobody knows what `{}` ({}) is for", port.name, port.spec)));
+        }
+        let cache = |shape: &[usize]| shape.len().checked_sub(2).map(|axis| shape[axis]);
+        let lengths = match &memory {
+            Memory::State => {
+                let states = description.states.iter().filter_map(|state| state.kind.tensor());
+                states.filter_map(|spec| cache(&spec.shape)).min()
+            }
+            Memory::Explicit(pairs) => pairs.iter().filter_map(|(port, _)| cache(&port.spec.shape)).min(),
+            Memory::None => None,
+        };
+        let bounds = [
+            lengths,
+            mask.as_ref().and_then(|mask| mask.most(3)),
+            matches!(memory, Memory::None).then(|| tokens.most(1)).flatten(),
+        ];
+        let context = bounds.into_iter().flatten().min();
+        let context =
+            context.ok_or_else(|| unknown("nothing says how many tokens it can have before it".into()))?;
+        let mask_is_whole = mask.as_ref().is_some_and(|mask| mask.is_fixed(3));
+        let layout = Self { tokens, mask, mask_is_whole, positions, padding, logits, memory, context };
+        layout.check().map_err(unknown)?;
+        Ok(layout)
+    }
+
+    fn logits(description: &ModelDescription) -> Result<Arc<str>, String> {
+        let tensors = || description.outputs.iter().filter(|output| output.kind.tensor().is_some());
+        let named = tensors().find(|output| output.name.eq_ignore_ascii_case("logits"));
+        match (named, tensors().count()) {
+            (Some(output), _) => Ok(output.name.as_str().into()),
+            (None, 1) => Ok(tensors().next().map_or("", |output| &output.name).into()),
+            (None, count) => Err(format!("no output `logits`, and {count} others")),
+        }
+    }
+
+    /// Each cache that goes in with the output that has its name and more, and its shape (if outputs say one).
+    fn pairs(
+        rest: &mut Vec<TensorPort>,
+        description: &ModelDescription,
+    ) -> Result<Vec<(TensorPort, Arc<str>)>, String> {
+        let outputs: Vec<TensorPort> = description.outputs.iter().filter_map(TensorPort::of).collect();
+        rest.drain(..)
+            .map(|input| {
+                let (name, rank) = (input.plain(), input.rank());
+                let key = name.strip_suffix("in").or(name.strip_prefix("past")).unwrap_or(&name);
+                let same = |output: &&TensorPort| {
+                    output.plain().contains(key)
+                        && (output.spec.shape.is_empty() || output.spec.shape == input.spec.shape)
+                };
+                match outputs.iter().find(same) {
+                    Some(output) if rank >= 3 && input.spec.flexible == Flexibility::Fixed => {
+                        let output = Arc::clone(&output.name);
+                        Ok((input, output))
+                    }
+                    Some(_) => Err(format!("the cache `{}` has no fixed shape", input.name)),
+                    None => Err(format!("no output replaces `{}` ({})", input.name, input.spec)),
+                }
+            })
+            .collect()
+    }
+
+    /// Whether it can be asked token by token, and knows where a token stands.
+    fn check(&self) -> Result<(), String> {
+        if self.memory == Memory::None {
+            return Ok(());
+        }
+        if !self.takes(1) {
+            return Err(format!("`{}` takes no single token: {}", self.tokens.name, self.tokens.spec));
+        }
+        let says_where = self.positions.is_some() || (self.mask.is_some() && !self.mask_is_whole);
+        if says_where { Ok(()) } else { Err("no input says how much has been read".into()) }
+    }
+
+    fn takes(&self, count: usize) -> bool {
+        self.tokens.spec.accepts(Dtype::Int32, &[1, count]).is_ok()
+    }
+
+    /// How many of `count` tokens to give the model at once. What has no memory takes all of them.
+    pub(crate) fn chunk(&self, count: usize) -> usize {
+        (1..=count.min(CHUNK)).rev().find(|&n| self.takes(n)).unwrap_or(1)
+    }
+
+    /// For a model without memory: the length to pad `count` tokens to.
+    pub(crate) fn padded(&self, count: usize) -> Option<usize> {
+        if self.takes(count) {
+            return Some(count);
+        }
+        match &self.tokens.spec.flexible {
+            Flexibility::Fixed => Some(self.tokens.spec.shape[1]),
+            Flexibility::Enumerated(shapes) => {
+                shapes.iter().filter_map(|shape| shape.get(1).copied()).filter(|&n| n >= count).min()
+            }
+            Flexibility::Ranges(ranges) => ranges.get(1).map(|range| range.least),
+        }
+        .filter(|&length| length >= count)
+    }
+}
+
+impl fmt::Display for Causal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let memory = match &self.memory {
+            Memory::State => "states",
+            Memory::Explicit(_) => "caches that go in and out",
+            Memory::None => "no memory",
+        };
+        write!(
+            f,
+            "tokens `{}`, logits `{}`, {memory}, context {}",
+            self.tokens.name, self.logits, self.context
+        )
+    }
+}

@@ -1,0 +1,331 @@
+//! Causal language models through the client.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use coreml_bridge::Features;
+use coreml_client::{Inference, InferenceRequest, ModelClient, ModelRef, Procedure};
+use futures_core::Stream;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::constraint::Guide;
+use crate::generation::{Event, Text};
+use crate::layout::Causal;
+use crate::reader::Reader;
+use crate::sampling::{Sampler, log_sum_exp};
+use crate::stop::StopStrings;
+use crate::tokenizer::Decoder;
+use crate::{
+    ChatTemplate, Completion, FinishReason, Generation, Message, Piece, TextError, TextTimings, Tokenizer,
+};
+
+/// A causal language model with its tokenizer: prompts in, text out.
+///
+/// The model is loaded through the client like any other; what kind of language model it is, stateful or with explicit caches or
+/// without memory, is found in its description. Texts run in slices of a few tokens on the model's inference threads, with the
+/// priority of their [`Generation`]; a text whose memory is on another thread is read again there, so one thread
+/// ([`threads(1)`](coreml_client::ModelClientBuilder::threads)) is best for models with memory.
+///
+/// Cheap to clone; clones share everything.
+#[derive(Clone, Debug)]
+pub struct TextModel {
+    client: ModelClient,
+    model_ref: ModelRef,
+    layout: Arc<Causal>,
+    tokenizer: Tokenizer,
+    template: Option<Arc<ChatTemplate>>,
+    ends: Vec<u32>,
+}
+
+impl TextModel {
+    /// A model that `client` has loaded. `end` are the tokens that end a text, by their text, such as `</s>`.
+    ///
+    /// # Errors
+    /// [`TextError::UnknownLayout`]; [`TextError::UnknownToken`] for an end that the tokenizer does not know;
+    /// [`TextError::Client`] if the model is not loaded.
+    pub fn new(
+        client: &ModelClient,
+        model_ref: ModelRef,
+        tokenizer: Tokenizer,
+        end: &[&str],
+    ) -> Result<Self, TextError> {
+        let description = client.description(model_ref)?;
+        let layout = Causal::find(&model_ref.to_string(), &description)?;
+        let token = |text: &&str| {
+            tokenizer.token(text).ok_or_else(|| TextError::UnknownToken { token: (*text).to_owned() })
+        };
+        let ends = end.iter().map(token).collect::<Result<_, _>>()?;
+        Ok(Self {
+            client: client.clone(),
+            model_ref,
+            layout: Arc::new(layout),
+            tokenizer,
+            template: None,
+            ends,
+        })
+    }
+
+    /// With a template for conversations.
+    #[must_use]
+    pub fn with_template(mut self, template: ChatTemplate) -> Self {
+        self.template = Some(Arc::new(template));
+        self
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model_ref(&self) -> ModelRef {
+        self.model_ref
+    }
+
+    /// The tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The most tokens, prompt and answer together.
+    #[must_use]
+    pub fn context(&self) -> usize {
+        self.layout.context
+    }
+
+    /// Goes on with a text.
+    ///
+    /// # Errors
+    /// [`TextError::PromptTooLong`], [`TextError::EmptyPrompt`]; [`TextError::Sampling`] and [`TextError::Constraint`] if the
+    /// settings are wrong; [`TextError::Tokenizer`].
+    pub fn generate(&self, prompt: &str, generation: Generation) -> Result<TextStream, TextError> {
+        self.start(self.tokenizer.encode(prompt)?, generation)
+    }
+
+    /// Answers a conversation.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate); [`TextError::NoTemplate`], [`TextError::Template`].
+    pub fn chat(&self, messages: &[Message], generation: Generation) -> Result<TextStream, TextError> {
+        let template = self.template.as_ref().ok_or(TextError::NoTemplate)?;
+        // The template has put special tokens where they belong.
+        self.start(self.tokenizer.encode_bare(&template.render(messages, true)?)?, generation)
+    }
+
+    /// Goes on with tokens.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn start(&self, prompt: Vec<u32>, generation: Generation) -> Result<TextStream, TextError> {
+        self.check_prompt(prompt.len())?;
+        generation.sampling.check().map_err(|reason| TextError::Sampling { reason })?;
+        let guide = match &generation.constraint {
+            Some(constraint) => {
+                let end = *self.ends.first().ok_or(TextError::NoEnd)?;
+                Some(Guide::new(constraint, &self.tokenizer, end)?)
+            }
+            None => None,
+        };
+        let (events, receiver) = unbounded_channel();
+        let text = Text {
+            model_ref: self.model_ref,
+            layout: Arc::clone(&self.layout),
+            prompt: prompt.len(),
+            tokens: prompt,
+            most: generation.most,
+            ends: self.ends.clone(),
+            stop_tokens: generation.stop_tokens,
+            sampler: Sampler::new(generation.sampling),
+            guide,
+            decoder: Decoder::new(self.tokenizer.clone()),
+            stops: StopStrings::new(generation.stop),
+            deadline: generation.deadline,
+            timings: TextTimings::default(),
+            events,
+            over: generation.most == 0,
+            reason: None,
+            failed: None,
+        };
+        Ok(TextStream {
+            client: self.client.clone(),
+            priority: generation.priority,
+            deadline: generation.deadline,
+            model_ref: self.model_ref,
+            text: Arc::new(Mutex::new(text)),
+            receiver,
+            slice: None,
+            finish: (generation.most == 0).then(|| (FinishReason::Length, TextTimings::default())),
+            over: generation.most == 0,
+        })
+    }
+
+    fn check_prompt(&self, found: usize) -> Result<(), TextError> {
+        let most = self.layout.context;
+        match found {
+            0 => Err(TextError::EmptyPrompt),
+            _ if found >= most => Err(TextError::PromptTooLong { found, most: most.saturating_sub(1) }),
+            _ => Ok(()),
+        }
+    }
+
+    /// How likely the model is to go on with each of the texts, as probabilities that sum to 1 over them: from its own logits,
+    /// without a word being made.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate); [`TextError::Client`] with what happened to the request.
+    pub async fn choose(
+        &self,
+        prompt: &str,
+        choices: &[&str],
+        options: &Generation,
+    ) -> Result<Vec<f32>, TextError> {
+        let prompt = self.tokenizer.encode(prompt)?;
+        let choices =
+            choices.iter().map(|text| self.tokenizer.encode_bare(text)).collect::<Result<Vec<_>, _>>()?;
+        let longest = choices.iter().map(Vec::len).max().unwrap_or(0);
+        self.check_prompt(prompt.len() + longest)?;
+        let scores = Arc::new(Mutex::new(Vec::new()));
+        let (model_ref, layout, sink) = (self.model_ref, Arc::clone(&self.layout), Arc::clone(&scores));
+        let score = Procedure::new(move |model, _| {
+            let mut found = Vec::with_capacity(choices.len());
+            for choice in &choices {
+                found.push(log_probability(model, model_ref, &layout, &prompt, choice)?);
+            }
+            *sink.lock().unwrap_or_else(PoisonError::into_inner) = found;
+            Ok(Features::new())
+        });
+        let mut request = InferenceRequest::new(self.model_ref, Features::new()).procedure(score);
+        request.priority = options.priority;
+        request.deadline = options.deadline;
+        self.client.enqueue_inference(request).await?;
+        let scores = std::mem::take(&mut *scores.lock().unwrap_or_else(PoisonError::into_inner));
+        let sum = log_sum_exp(scores.iter().copied());
+        Ok(scores.into_iter().map(|score| (score - sum).exp()).collect())
+    }
+}
+
+/// Of `choice` after `prompt`.
+fn log_probability(
+    model: &coreml_bridge::CoreMlHandle,
+    model_ref: ModelRef,
+    layout: &Causal,
+    prompt: &[u32],
+    choice: &[u32],
+) -> Result<f32, coreml_bridge::Error> {
+    let mut tokens = prompt.to_vec();
+    let mut sum = 0.0;
+    let mut reader = Reader::open(model, model_ref, layout, &tokens)?;
+    for &token in choice {
+        let logits = loop {
+            match reader.advance(model, layout, &tokens) {
+                Ok(Some(logits)) => break logits,
+                Ok(None) => {}
+                Err(coreml_bridge::Error::ForeignState { .. }) => {
+                    Reader::forget(model_ref);
+                    reader = Reader::open(model, model_ref, layout, &tokens)?;
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        sum += logit - log_sum_exp(logits.iter().copied());
+        tokens.push(token);
+    }
+    reader.keep();
+    Ok(sum)
+}
+
+/// A text as it is made, piece by piece.
+///
+/// # Cancel safety
+/// Dropping it ends the text within one token, and gives up what is queued.
+#[must_use = "nothing is made before the stream is polled"]
+pub struct TextStream {
+    client: ModelClient,
+    priority: coreml_client::Priority,
+    deadline: Option<std::time::Instant>,
+    model_ref: ModelRef,
+    text: Arc<Mutex<Text>>,
+    receiver: UnboundedReceiver<Event>,
+    slice: Option<Inference>,
+    finish: Option<(FinishReason, TextTimings)>,
+    over: bool,
+}
+
+impl TextStream {
+    /// Why the text ended and where its time went; `None` before its end.
+    #[must_use]
+    pub fn finish(&self) -> Option<(FinishReason, TextTimings)> {
+        self.finish
+    }
+
+    /// The whole text at once.
+    ///
+    /// # Errors
+    /// [`TextError::Client`] with what happened to a request; [`TextError::NoToken`], [`TextError::Constraint`].
+    pub async fn complete(mut self) -> Result<Completion, TextError> {
+        let (mut text, mut tokens, mut log_probabilities) = (String::new(), Vec::new(), Vec::new());
+        while let Some(piece) = std::future::poll_fn(|context| Pin::new(&mut self).poll_next(context)).await {
+            let piece = piece?;
+            text.push_str(&piece.text);
+            tokens.push(piece.token);
+            log_probabilities.push(piece.log_probability);
+        }
+        let (finish, timings) = self.finish.unwrap_or((FinishReason::End, TextTimings::default()));
+        Ok(Completion { text, tokens, log_probabilities, finish, timings })
+    }
+
+    fn next_slice(&self) -> Inference {
+        let text = Arc::clone(&self.text);
+        let slice = Procedure::new(move |model, _| {
+            // A slice that panicked has left the text as it was between two tokens.
+            text.lock().unwrap_or_else(PoisonError::into_inner).slice(model)?;
+            Ok(Features::new())
+        });
+        let mut request = InferenceRequest::new(self.model_ref, Features::new()).procedure(slice);
+        request.priority = self.priority;
+        request.deadline = self.deadline;
+        self.client.enqueue_inference(request)
+    }
+}
+
+impl Stream for TextStream {
+    type Item = Result<Piece, TextError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            // Before the end of the slice that made it.
+            match self.receiver.poll_recv(context) {
+                Poll::Ready(Some(Event::Piece(piece))) => return Poll::Ready(Some(Ok(piece))),
+                Poll::Ready(Some(Event::Finish(reason, timings))) => {
+                    self.finish = Some((reason, timings));
+                    self.over = true;
+                }
+                Poll::Ready(None) | Poll::Pending => {}
+            }
+            if self.over {
+                return Poll::Ready(None);
+            }
+            let this = &mut *self;
+            if this.slice.is_none() {
+                this.slice = Some(this.next_slice());
+            }
+            let Some(slice) = &mut this.slice else { continue };
+            let result = ready!(Pin::new(slice).poll(context));
+            this.slice = None;
+            let error = match result {
+                // The slice may still run, and have the text.
+                Err(coreml_client::Error::DeadlineExceeded { .. }) => {
+                    let timings = this.text.try_lock().map_or(TextTimings::default(), |text| text.timings);
+                    this.finish = Some((FinishReason::Deadline, timings));
+                    this.over = true;
+                    continue;
+                }
+                Err(error) => Some(TextError::Client(error)),
+                Ok(_) => this.text.lock().unwrap_or_else(PoisonError::into_inner).failed.take(),
+            };
+            if let Some(error) = error {
+                this.over = true;
+                return Poll::Ready(Some(Err(error)));
+            }
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! What runs on the inference thread: reading tokens into a model's memory.
+//!
+//! A model's memory cannot leave its thread, and a thread can lose its instance. So the tokens are the truth and a memory is a
+//! cache of them: each inference thread keeps the memories that were used last, and a text goes on with the one that holds the
+//! longest beginning of it. What is not there is read again. So several texts share one model, one that begins like another
+//! continues from a copy of its memory, and nothing is lost when a thread starts anew.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use coreml_bridge::{
+    CoreMlHandle, Dtype, Error, FeatureError, Features, PredictOptions, Role, State, Tensor, TensorError,
+};
+use coreml_client::ModelRef;
+use half::f16;
+
+use crate::layout::{Causal, Memory, TensorPort};
+
+/// Memories that a thread keeps, of all its models.
+const KEPT: usize = 8;
+
+/// Less than this is sooner read again than copied.
+const WORTH_A_COPY: usize = 16;
+
+thread_local! {
+    /// The one that was used last comes last.
+    static MEMORIES: RefCell<Vec<Reader>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Tokens that a model has read.
+pub(crate) struct Reader {
+    model_ref: ModelRef,
+    store: Store,
+    read: Vec<u32>,
+}
+
+enum Store {
+    State(State),
+    Explicit(Vec<Tensor>),
+    None,
+}
+
+impl Store {
+    fn new(model: &CoreMlHandle, layout: &Causal) -> Result<Self, Error> {
+        Ok(match &layout.memory {
+            Memory::State => Self::State(model.new_state()?),
+            Memory::Explicit(pairs) => {
+                let zeros = |(port, _): &(TensorPort, _)| {
+                    Tensor::zeros(port.spec.dtype, &port.spec.shape)
+                        .map_err(|source| input(model, port, source))
+                };
+                Self::Explicit(pairs.iter().map(zeros).collect::<Result<_, _>>()?)
+            }
+            Memory::None => Self::None,
+        })
+    }
+
+    fn fork(&self) -> Result<Self, Error> {
+        Ok(match self {
+            Self::State(state) => Self::State(state.fork()?),
+            Self::Explicit(tensors) => Self::Explicit(tensors.clone()),
+            Self::None => Self::None,
+        })
+    }
+}
+
+fn input(model: &CoreMlHandle, port: &TensorPort, source: TensorError) -> Error {
+    Error::Tensor { model: Arc::clone(model.path()), feature: Arc::clone(&port.name), source }
+}
+
+impl Reader {
+    /// The memory of this thread that holds the longest beginning of `tokens`, or a new one. A text that goes on takes its own
+    /// memory; one that only begins like another takes a copy, and leaves the other its own.
+    pub(crate) fn open(
+        model: &CoreMlHandle,
+        model_ref: ModelRef,
+        layout: &Causal,
+        tokens: &[u32],
+    ) -> Result<Self, Error> {
+        let shared = |reader: &Reader| {
+            let pairs = reader.read.iter().zip(tokens);
+            pairs.take_while(|(a, b)| a == b).count()
+        };
+        let found = MEMORIES.with_borrow_mut(|memories| {
+            let best = (0..memories.len())
+                .filter(|&i| memories[i].model_ref == model_ref)
+                .max_by_key(|&i| shared(&memories[i]))?;
+            let common = shared(&memories[best]);
+            // At least one token is read anew: its logits are wanted.
+            let common = common.min(tokens.len().saturating_sub(1));
+            if memories[best].read.len() <= common + 1 && common > 0 {
+                let mut reader = memories.remove(best);
+                reader.read.truncate(common);
+                return Some(Ok::<_, Error>(reader));
+            }
+            (common >= WORTH_A_COPY).then(|| {
+                let store = memories[best].store.fork()?;
+                Ok(Self { model_ref, store, read: tokens[..common].to_vec() })
+            })
+        });
+        match found {
+            Some(Ok(reader)) => Ok(reader),
+            // A memory of an instance that is gone cannot be copied.
+            Some(Err(_)) | None => {
+                Ok(Self { model_ref, store: Store::new(model, layout)?, read: Vec::new() })
+            }
+        }
+    }
+
+    /// How many tokens it has read.
+    pub(crate) fn len(&self) -> usize {
+        self.read.len()
+    }
+
+    /// Leaves the memory to whoever goes on with its text.
+    pub(crate) fn keep(self) {
+        MEMORIES.with_borrow_mut(|memories| {
+            if memories.len() == KEPT {
+                memories.remove(0);
+            }
+            memories.push(self);
+        });
+    }
+
+    /// Drops what this thread knows of a model: its instance is a new one.
+    pub(crate) fn forget(model_ref: ModelRef) {
+        MEMORIES.with_borrow_mut(|memories| memories.retain(|reader| reader.model_ref != model_ref));
+    }
+
+    /// Reads one chunk of what is not read yet of `tokens`, which begin with what is; `Some`: all is read, and these are the logits
+    /// of the token after it.
+    pub(crate) fn advance(
+        &mut self,
+        model: &CoreMlHandle,
+        layout: &Causal,
+        tokens: &[u32],
+    ) -> Result<Option<Vec<f32>>, Error> {
+        let start = self.read.len();
+        let rest = &tokens[start..];
+        if let Store::None = self.store {
+            return self.read_all(model, layout, tokens).map(Some);
+        }
+        let chunk = &rest[..layout.chunk(rest.len())];
+        let end = start + chunk.len();
+        let mut inputs = Features::new();
+        let ids: Vec<i32> = chunk.iter().map(|&token| token.cast_signed()).collect();
+        inputs.insert(
+            Arc::clone(&layout.tokens.name),
+            Tensor::from_vec(&[1, ids.len()], ids).map_err(|e| input(model, &layout.tokens, e))?,
+        );
+        if let Some(port) = &layout.mask {
+            let width = if layout.mask_is_whole { layout.context } else { end };
+            inputs.insert(Arc::clone(&port.name), causal_mask(model, port, start, chunk.len(), width)?);
+        }
+        if let Some(port) = &layout.positions {
+            let positions: Vec<i32> = (start..end).map(|i| i32::try_from(i).unwrap_or(i32::MAX)).collect();
+            let shape =
+                if port.spec.shape.len() == 1 { vec![positions.len()] } else { vec![1, positions.len()] };
+            let tensor = Tensor::from_vec(&shape, positions).map_err(|e| input(model, port, e))?;
+            inputs.insert(Arc::clone(&port.name), tensor);
+        }
+        let outputs = match &mut self.store {
+            Store::State(state) => {
+                let options = PredictOptions { state: Some(state), ..PredictOptions::default() };
+                model.predict_with(&inputs, options)?.outputs
+            }
+            Store::Explicit(caches) => {
+                let Memory::Explicit(pairs) = &layout.memory else {
+                    unreachable!("the store was made for the layout")
+                };
+                for ((port, _), cache) in pairs.iter().zip(caches.iter()) {
+                    inputs.insert(Arc::clone(&port.name), cache.clone());
+                }
+                let outputs = model.predict(&inputs)?;
+                for ((_, output), cache) in pairs.iter().zip(caches.iter_mut()) {
+                    *cache = tensor(model, &outputs, output)?;
+                }
+                outputs
+            }
+            Store::None => unreachable!("read all at once"),
+        };
+        self.read.extend_from_slice(chunk);
+        if end < tokens.len() {
+            return Ok(None);
+        }
+        last_logits(model, layout, &outputs, chunk.len() - 1).map(Some)
+    }
+
+    /// For a model without memory: padded on the right, where a causal model does not look.
+    fn read_all(&mut self, model: &CoreMlHandle, layout: &Causal, tokens: &[u32]) -> Result<Vec<f32>, Error> {
+        let length = layout.padded(tokens.len()).unwrap_or(tokens.len());
+        let mut ids: Vec<i32> = tokens.iter().map(|&token| token.cast_signed()).collect();
+        ids.resize(length, 0);
+        let mut inputs = Features::new();
+        let ids = Tensor::from_vec(&[1, length], ids).map_err(|e| input(model, &layout.tokens, e))?;
+        inputs.insert(Arc::clone(&layout.tokens.name), ids);
+        if let Some(port) = &layout.padding {
+            let mut ones = vec![1.0_f32; tokens.len()];
+            ones.resize(length, 0.0);
+            let ones = Tensor::from_vec(&[1, length], ones).map_err(|e| input(model, port, e))?;
+            inputs.insert(Arc::clone(&port.name), ones.cast(port.spec.dtype));
+        }
+        if let Some(port) = &layout.positions {
+            let positions: Vec<i32> = (0..length).map(|i| i32::try_from(i).unwrap_or(i32::MAX)).collect();
+            let shape = if port.spec.shape.len() == 1 { vec![length] } else { vec![1, length] };
+            let positions = Tensor::from_vec(&shape, positions).map_err(|e| input(model, port, e))?;
+            inputs.insert(Arc::clone(&port.name), positions);
+        }
+        if let Some(port) = &layout.mask {
+            inputs.insert(Arc::clone(&port.name), causal_mask(model, port, 0, length, length)?);
+        }
+        let outputs = model.predict(&inputs)?;
+        self.read = tokens.to_vec();
+        last_logits(model, layout, &outputs, tokens.len() - 1)
+    }
+}
+
+/// `[1, 1, count, width]`: 0 where a token may look, the least number of the type where not.
+fn causal_mask(
+    model: &CoreMlHandle,
+    port: &TensorPort,
+    start: usize,
+    count: usize,
+    width: usize,
+) -> Result<Tensor, Error> {
+    let hidden = if port.spec.dtype == Dtype::Float16 { f16::MIN.to_f32() } else { f32::MIN };
+    let row = |i: usize| (0..width).map(move |j| if j <= start + i { 0.0 } else { hidden });
+    let mask: Vec<f32> = (0..count).flat_map(row).collect();
+    let mask = Tensor::from_vec(&[1, 1, count, width], mask).map_err(|e| input(model, port, e))?;
+    Ok(mask.cast(port.spec.dtype))
+}
+
+fn tensor(model: &CoreMlHandle, outputs: &Features, name: &str) -> Result<Tensor, Error> {
+    outputs.tensor(name).cloned().map_err(|error| {
+        let model = Arc::clone(model.path());
+        match error {
+            FeatureError::Kind { expected, found, .. } => {
+                Error::WrongKind { model, feature: name.into(), expected, found }
+            }
+            _ => {
+                let known = outputs.names().map(str::to_owned).collect();
+                Error::UnknownFeature { model, role: Role::Output, feature: name.into(), known }
+            }
+        }
+    })
+}
+
+/// The logits after the `row`th of the tokens that were given; a model may return only the last row.
+fn last_logits(
+    model: &CoreMlHandle,
+    layout: &Causal,
+    outputs: &Features,
+    row: usize,
+) -> Result<Vec<f32>, Error> {
+    let logits = tensor(model, outputs, &layout.logits)?;
+    let width = logits.shape().last().copied().unwrap_or(0);
+    let rows = logits.len().checked_div(width).unwrap_or(0);
+    let row = row.min(rows.saturating_sub(1));
+    let all = logits.cast(Dtype::Float32);
+    let elements = all.to_vec::<f32>().map_err(|source| Error::Tensor {
+        model: Arc::clone(model.path()),
+        feature: Arc::clone(&layout.logits),
+        source,
+    })?;
+    Ok(elements[row * width..(row + 1) * width].to_vec())
+}

@@ -1,0 +1,254 @@
+//! Text to tokens and back.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
+use serde_json::Value;
+use tokenizers::tokenizer::step_decode_stream;
+
+/// Why there is no tokenizer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// The file cannot be read.
+    #[error("cannot read the tokenizer {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file is not a tokenizer.
+    #[error("not a tokenizer.json")]
+    Parse {
+        /// What the library says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Text that it cannot turn into tokens, or tokens that it cannot turn into text.
+    #[error("the tokenizer failed")]
+    Apply {
+        /// What the library says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Constrained output needs to know the bytes of every token.
+    #[error("the bytes of the tokens are not known: {reason}")]
+    Bytes {
+        /// What the library says.
+        reason: String,
+    },
+}
+
+/// A `tokenizer.json` of the `tokenizers` library. Cheap to clone.
+///
+/// ```
+/// use coreml_text::Tokenizer;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let json = r#"{"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "WhitespaceSplit"},
+///     "post_processor": null, "decoder": null, "truncation": null, "padding": null,
+///     "model": {"type": "WordLevel", "vocab": {"to": 0, "be": 1, "?": 2}, "unk_token": "?"}}"#;
+/// let tokenizer = Tokenizer::from_bytes(json.as_bytes())?;
+/// assert_eq!(tokenizer.encode("to be")?, [0, 1]);
+/// assert_eq!(tokenizer.decode(&[0, 1])?, "to be");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    library: tokenizers::Tokenizer,
+    json: Box<[u8]>,
+    /// Of every token; for constrained output.
+    trie: OnceLock<TokEnv>,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Read`], [`TokenizerError::Parse`].
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
+        let path = path.as_ref();
+        let bytes =
+            std::fs::read(path).map_err(|source| TokenizerError::Read { path: path.to_owned(), source })?;
+        Self::from_bytes(&bytes)
+    }
+
+    /// From the contents of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Parse`].
+    pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
+        let library =
+            tokenizers::Tokenizer::from_bytes(json).map_err(|source| TokenizerError::Parse { source })?;
+        Ok(Self { inner: Arc::new(Inner { library, json: json.into(), trie: OnceLock::new() }) })
+    }
+
+    /// The tokens of a text, with those that the tokenizer adds by itself (such as a beginning).
+    ///
+    /// # Errors
+    /// [`TokenizerError::Apply`].
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.tokens(text, true)
+    }
+
+    /// The tokens of a text and nothing else: for text that goes on, or that a chat template has finished. Special tokens that the
+    /// text spells out are special tokens.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Apply`].
+    pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.tokens(text, false)
+    }
+
+    fn tokens(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self.inner.library.encode_fast(text, special);
+        encoding.map(|e| e.get_ids().to_vec()).map_err(|source| TokenizerError::Apply { source })
+    }
+
+    /// The text of tokens, without special ones.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Apply`].
+    pub fn decode(&self, tokens: &[u32]) -> Result<String, TokenizerError> {
+        self.inner.library.decode(tokens, true).map_err(|source| TokenizerError::Apply { source })
+    }
+
+    /// The number of a token that is spelt so.
+    #[must_use]
+    pub fn token(&self, text: &str) -> Option<u32> {
+        self.inner.library.token_to_id(text)
+    }
+
+    /// How many tokens there are.
+    #[must_use]
+    pub fn vocabulary(&self) -> usize {
+        self.inner.library.get_vocab_size(true)
+    }
+
+    /// All tokens as a trie of their bytes; `end` ends the text. Made once.
+    pub(crate) fn trie(&self, end: u32) -> Result<TokEnv, TokenizerError> {
+        if let Some(trie) = self.inner.trie.get() {
+            return Ok(Arc::clone(trie));
+        }
+        let unknown = |reason: String| TokenizerError::Bytes { reason };
+        let json: Value = serde_json::from_slice(&self.inner.json).map_err(|e| unknown(e.to_string()))?;
+        let words =
+            llguidance::token_bytes_from_tokenizer_json(&json).map_err(|e| unknown(format!("{e:#}")))?;
+        let count = u32::try_from(words.len()).map_err(|_| unknown("too many tokens".into()))?;
+        if end >= count {
+            return Err(unknown(format!("token {end} ends the text, and there are {count}")));
+        }
+        let env: TokEnv =
+            Arc::new(ApproximateTokEnv::new(TokTrie::from(&TokRxInfo::new(count, end), &words)));
+        Ok(Arc::clone(self.inner.trie.get_or_init(|| env)))
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer").field("vocabulary", &self.vocabulary()).finish_non_exhaustive()
+    }
+}
+
+/// Turns tokens into text as they come: what a later token might still change is held back.
+pub(crate) struct Decoder {
+    tokenizer: Tokenizer,
+    ids: Vec<u32>,
+    prefix: String,
+    prefix_index: usize,
+}
+
+impl Decoder {
+    pub(crate) fn new(tokenizer: Tokenizer) -> Self {
+        Self { tokenizer, ids: Vec::new(), prefix: String::new(), prefix_index: 0 }
+    }
+
+    /// The text that one more token completes.
+    pub(crate) fn push(&mut self, token: u32) -> Result<String, TokenizerError> {
+        let Self { tokenizer, ids, prefix, prefix_index } = self;
+        step_decode_stream(&tokenizer.inner.library, vec![token], true, ids, prefix, prefix_index)
+            .map(Option::unwrap_or_default)
+            .map_err(|source| TokenizerError::Apply { source })
+    }
+
+    /// What was held back, at the end: an unfinished character shows as U+FFFD.
+    pub(crate) fn finish(&mut self) -> Result<String, TokenizerError> {
+        let whole = self.tokenizer.decode(&self.ids)?;
+        let shown = self.tokenizer.decode(&self.ids[..self.prefix_index])?;
+        Ok(whole.strip_prefix(shown.as_str()).unwrap_or_default().to_owned())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Ends a text.
+    pub(crate) const END: u32 = 256;
+
+    /// A tokenizer whose tokens are the bytes, spelt as GPT-2 spells them, and one that ends a text.
+    pub(crate) fn bytes() -> Tokenizer {
+        let plain = |b: u32| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+        let mut next = 0x100;
+        let vocabulary: serde_json::Map<String, Value> = (0..256)
+            .map(|b| {
+                let code = if plain(b) {
+                    b
+                } else {
+                    next += 1;
+                    next - 1
+                };
+                (char::from_u32(code).unwrap().to_string(), Value::from(b))
+            })
+            .collect();
+        let end = json!({"id": END, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true});
+        let byte_level =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+        let json = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [end], "normalizer": null,
+            "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
+            "model": {"type": "BPE", "vocab": vocabulary, "merges": []}});
+        Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn text_comes_back_from_its_tokens() {
+        let tokenizer = bytes();
+        let text = "Käse, 日本 and 🦀";
+        let tokens = tokenizer.encode(text).unwrap();
+        assert_eq!(tokens, text.bytes().map(u32::from).collect::<Vec<_>>());
+        assert_eq!(tokenizer.decode(&tokens).unwrap(), text);
+        assert_eq!((tokenizer.token("<|end|>"), tokenizer.vocabulary()), (Some(END), 257));
+    }
+
+    #[test]
+    fn characters_are_shown_when_they_are_complete() {
+        let mut decoder = Decoder::new(bytes());
+        let pieces: Vec<String> = "aä🦀b".bytes().map(|b| decoder.push(b.into()).unwrap()).collect();
+        assert_eq!(pieces, ["a", "", "ä", "", "", "", "🦀", "b"]);
+        assert_eq!(decoder.finish().unwrap(), "");
+    }
+
+    #[test]
+    fn an_unfinished_character_shows_at_the_end() {
+        let mut decoder = Decoder::new(bytes());
+        let shown: String = "ab🦀".bytes().take(4).map(|b| decoder.push(b.into()).unwrap()).collect();
+        assert_eq!(shown, "ab");
+        assert_eq!(decoder.finish().unwrap(), "\u{fffd}");
+    }
+
+    #[test]
+    fn a_missing_or_broken_file_is_named() {
+        let error = Tokenizer::from_file("no/tokenizer.json").unwrap_err();
+        assert_eq!(error.to_string(), "cannot read the tokenizer no/tokenizer.json");
+        assert!(matches!(Tokenizer::from_bytes(b"{}"), Err(TokenizerError::Parse { .. })));
+    }
+}
