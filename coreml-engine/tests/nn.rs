@@ -278,6 +278,7 @@ fn a_damaged_network_is_refused_or_runs_but_never_panics() {
     let mut limits = Limits::default();
     limits.tensor_elements = 1 << 16;
     limits.total_elements = 1 << 18;
+    limits.loop_iterations = 1 << 10;
     let options = LoadOptions::default().limits(limits);
     let files = std::collections::HashMap::new();
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;

@@ -8,16 +8,13 @@ use mil::argument::binding::Binding;
 use mil::tensor_value::Value as Immediate;
 use mil::value::{Value as Contents, immediate_value};
 
-use super::DecodeError;
+use super::{DecodeError, MAX_DEPTH};
 use crate::SharedBytes;
 use crate::description::Labels;
 use crate::error::{LoadError, OpError};
 use crate::ir::{Argument, Block, Constant, ConstantData, Function, Op, Opset, Type, ValueId};
 use crate::types::{DType, TensorType, element_count};
 use crate::weights::WeightFile;
-
-/// Blocks may hold ops that hold blocks; deeper than this is not a program but an attack on the stack.
-const MAX_DEPTH: usize = 32;
 
 /// Where the bytes of `@model_path/…` come from.
 pub(crate) type OpenFile<'a> = &'a dyn Fn(&str) -> Result<SharedBytes, LoadError>;

@@ -7,6 +7,9 @@ use std::fmt;
 
 use crate::error::{LoadError, OpError};
 
+/// Blocks may hold ops that hold blocks; deeper than this is not a program but an attack on the stack.
+pub(crate) const MAX_DEPTH: usize = 32;
+
 /// A decoding error that does not yet know the model's path.
 #[derive(Debug)]
 pub(crate) enum DecodeError {

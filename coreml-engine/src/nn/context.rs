@@ -243,7 +243,8 @@ impl Context<'_> {
         self.inputs.first().cloned().ok_or_else(|| invalid("no inputs"))
     }
 
-    fn push(
+    /// Adds an op that makes values which are there already.
+    pub(super) fn push(
         &mut self,
         kind: &str,
         arguments: impl IntoIterator<Item = (&'static str, Arg)>,
@@ -285,7 +286,8 @@ impl Context<'_> {
         blobs.collect()
     }
 
-    fn op1(
+    /// Adds an op that makes one value.
+    pub(super) fn op1(
         &mut self,
         kind: &str,
         arguments: impl IntoIterator<Item = (&'static str, Arg)>,

@@ -10,7 +10,7 @@
 //! compile before somebody decides about it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use coreml_proto::proto as spec;
 use spec::model::Type as ModelType;
@@ -26,24 +26,26 @@ use crate::ir::{Function, Opset, Type};
 use crate::types::{DType, TensorType};
 
 use context::{Blob, Context, Dims};
+use control_flow::Lowering;
 
 /// One entry of a family: the layer's name in the format, its variant there, and what lowers it.
 macro_rules! layer {
     ($name:literal, $variant:ident, $lower:expr) => {
         LayerDef {
             name: $name,
-            lower: |cx, layer| match layer {
+            lower: crate::nn::Lower::Layer(|cx, layer| match layer {
                 coreml_proto::proto::neural_network_layer::Layer::$variant(parameters) => {
                     crate::nn::call(cx, parameters, $lower)
                 }
                 other => Err(crate::nn::misrouted($name, other)),
-            },
+            }),
         }
     };
 }
 
 mod activation;
 mod context;
+mod control_flow;
 mod convolution;
 mod elementwise;
 mod linear;
@@ -62,7 +64,16 @@ mod weights;
 pub struct LayerDef {
     /// Its name in the format: the field of `NeuralNetworkLayer`.
     pub name: &'static str,
-    lower: fn(&mut Context<'_>, &Layer) -> Result<Vec<Blob>, OpError>,
+    lower: Lower,
+}
+
+/// What adds the ops of a layer.
+#[derive(Clone, Copy)]
+enum Lower {
+    /// From its parameters and inputs alone.
+    Layer(fn(&mut Context<'_>, &Layer) -> Result<Vec<Blob>, OpError>),
+    /// With the network around it: what has networks inside, leaves a loop, or asks the user.
+    Flow(for<'a> fn(&mut Lowering<'a, '_>, &'a spec::NeuralNetworkLayer) -> Result<(), DecodeError>),
 }
 
 /// A group of layers.
@@ -77,6 +88,7 @@ pub struct Family {
 /// Every layer that the engine runs.
 pub static FAMILIES: &[Family] = &[
     Family { name: "activation", layers: activation::LAYERS },
+    Family { name: "control_flow", layers: control_flow::LAYERS },
     Family { name: "convolution", layers: convolution::LAYERS },
     Family { name: "elementwise", layers: elementwise::LAYERS },
     Family { name: "linear", layers: linear::LAYERS },
@@ -292,6 +304,11 @@ fn misrouted(entry: &str, found: &Layer) -> OpError {
     OpError::Invalid(format!("the entry {entry} was given a layer {}", name(found)))
 }
 
+/// As [`misrouted`], where the layer is looked at again.
+fn misrouted_layer(entry: &str) -> OpError {
+    OpError::Invalid(format!("the entry {entry} was given another layer"))
+}
+
 /// What the three kinds of network have in common.
 struct Network<'a> {
     layers: &'a [spec::NeuralNetworkLayer],
@@ -355,19 +372,18 @@ impl<'a> Network<'a> {
 
     /// Whether a layer works along the sequence, so that an input may have one.
     fn has_sequences(&self) -> bool {
-        self.layers.iter().any(|layer| {
+        let along = |layer: &Layer| {
             matches!(
-                layer.layer,
-                Some(
-                    Layer::SimpleRecurrent(_)
-                        | Layer::Gru(_)
-                        | Layer::UniDirectionalLstm(_)
-                        | Layer::BiDirectionalLstm(_)
-                        | Layer::Embedding(_)
-                        | Layer::SequenceRepeat(_)
-                )
+                layer,
+                Layer::SimpleRecurrent(_)
+                    | Layer::Gru(_)
+                    | Layer::UniDirectionalLstm(_)
+                    | Layer::BiDirectionalLstm(_)
+                    | Layer::Embedding(_)
+                    | Layer::SequenceRepeat(_)
             )
-        })
+        };
+        self.layers.iter().any(|layer| control_flow::any_layer(layer, &along))
     }
 }
 
@@ -407,16 +423,19 @@ pub(crate) fn decode(
     for preprocessing in network.preprocessing {
         preprocessing::apply(&mut function, &mut blobs, &description.inputs, preprocessing)?;
     }
-    for layer in network.layers {
-        lower(&mut function, &mut blobs, layer)?;
-    }
+    let classes = network.classes.map(|(name, labels)| {
+        let last = network.layers.last().and_then(|layer| layer.output.first());
+        (if name.is_empty() { last.map_or("", String::as_str) } else { name }, labels)
+    });
+    let read = description.outputs.iter().map(|feature| feature.name.as_str());
+    let read = read.chain(classes.as_ref().map(|(name, _)| *name));
+    let mut lowering = Lowering::new(&mut function, blobs, network.layers, read);
+    lowering.layers(network.layers)?;
 
     let mut outputs = Vec::new();
     let mut class_labels = None;
-    if let Some((name, labels)) = network.classes {
-        let last = network.layers.last().and_then(|layer| layer.output.first());
-        let name = if name.is_empty() { last.map_or("", String::as_str) } else { name };
-        let blob = blobs.get(name).ok_or_else(|| {
+    if let Some((name, labels)) = classes {
+        let blob = lowering.blob(name).ok_or_else(|| {
             DecodeError::corrupt("classifier", format!("no layer makes the probabilities `{name}`"))
         })?;
         let count = blob.fixed().map(|shape| shape.iter().product::<usize>());
@@ -435,8 +454,8 @@ pub(crate) fn decode(
         if outputs.iter().any(|(name, _)| *name == feature.name) {
             continue;
         }
-        let blob = blobs
-            .get(feature.name.as_str())
+        let blob = lowering
+            .blob(&feature.name)
             .ok_or_else(|| DecodeError::corrupt(format!("output `{}`", feature.name), "no layer makes it"))?;
         outputs.push((feature.name.clone(), blob.id));
     }
@@ -511,44 +530,6 @@ fn flexible_dims(shape: &[usize], flexible: Option<&Flexible>) -> Result<Dims, S
     Ok(dims)
 }
 
-/// Adds the ops of one layer, and its outputs to the blobs.
-fn lower<'a>(
-    function: &mut Function,
-    blobs: &mut HashMap<&'a str, Blob>,
-    layer: &'a spec::NeuralNetworkLayer,
-) -> Result<(), DecodeError> {
-    let first = layer.output.first().cloned().unwrap_or_default();
-    let kind = layer.layer.as_ref().map_or("?", name);
-    let error = |source| DecodeError::Op { op: kind.to_owned(), output: first.clone(), source };
-    let parameters = layer
-        .layer
-        .as_ref()
-        .ok_or_else(|| error(context::unsupported("a kind of layer that is not known")))?;
-    let def = BY_NAME.get(kind).ok_or_else(|| error(context::unsupported("this kind of layer")))?;
-    let inputs = layer.input.iter().map(|name| {
-        blobs.get(name.as_str()).cloned().ok_or_else(|| {
-            error(context::invalid(format!("the input `{name}` is used before it is made, or never made")))
-        })
-    });
-    let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
-    let mut cx = Context { function, name: Arc::from(first.as_str()), inputs, outputs: layer.output.len() };
-    let made = (def.lower)(&mut cx, parameters).map_err(error)?;
-    if layer.output.is_empty() || layer.output.len() > made.len() {
-        let reason = format!("{} outputs, expected {}", layer.output.len(), made.len());
-        return Err(error(context::invalid(reason)));
-    }
-    for (name, blob) in layer.output.iter().zip(made) {
-        if blob.rank() > context::MAX_RANK {
-            return Err(error(context::unsupported(format!("blobs of rank {}", blob.rank()))));
-        }
-        // `copy` may make a blob anew; nothing else may.
-        if blobs.insert(name, blob).is_some() && kind != "copy" {
-            return Err(error(context::invalid(format!("the blob `{name}` is made twice"))));
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -570,7 +551,8 @@ mod tests {
         for (def, layer) in sample_layers() {
             let mut function = Function::default();
             let mut cx = Context { function: &mut function, name: "y".into(), inputs: vec![], outputs: 1 };
-            let error = (def.lower)(&mut cx, &layer).err().map(|error| error.to_string());
+            let Lower::Layer(lower) = def.lower else { continue };
+            let error = lower(&mut cx, &layer).err().map(|error| error.to_string());
             assert!(!error.clone().unwrap_or_default().contains("was given"), "{}: {error:?}", def.name);
         }
     }
