@@ -4,9 +4,13 @@ use coreml_bridge::{Features, Tensor, Value};
 
 use crate::InferenceRequest;
 
-/// Whether two requests can be joined: tensors only, of the same names, types and shapes, and the same outputs wanted.
+/// Whether two requests can be joined: tensors only, of the same names, types and shapes, the same outputs wanted, and
+/// no procedures.
 pub(crate) fn joins(first: &InferenceRequest, other: &InferenceRequest) -> bool {
-    first.wanted == other.wanted
+    // A procedure may do anything with its inputs.
+    first.procedure.is_none()
+        && other.procedure.is_none()
+        && first.wanted == other.wanted
         && first.features.len() == other.features.len()
         && first.features.iter().all(|(name, value)| match (value, other.features.get(name)) {
             (Value::Tensor(a), Some(Value::Tensor(b))) => {

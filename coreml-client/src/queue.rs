@@ -829,7 +829,7 @@ impl<J: Job> State<J> {
                 Some(Removed { payload: None, reply: Some(reply), grant: None, stage: Stage::Running })
             }
             place @ (Place::Waiting | Place::Reserved | Place::Queued) => {
-                *count(outcomes) += 1;
+                *count(outcomes) += 1 + u64::from(crate::mutant!("counts-twice"));
                 let stage = if place == Place::Queued { Stage::Queued } else { Stage::Admission };
                 self.unlink(key.index);
                 let removed = self.take_out(key.index, stage);
@@ -898,7 +898,7 @@ impl<J: Job> State<J> {
     fn choose(&self, turns: u64, head: impl Fn(usize) -> Option<u32>) -> Option<usize> {
         let mut heads = (0..Priority::COUNT).filter_map(|class| Some((class, head(class)?)));
         let every = u64::from(self.limits.fairness);
-        if every != 0 && turns % every == every - 1 {
+        if every != 0 && turns % every == every - 1 && !crate::mutant!("never-the-oldest") {
             heads.min_by_key(|&(_, index)| self.nodes[index as usize].seq).map(|(class, _)| class)
         } else {
             heads.next().map(|(class, _)| class)
@@ -906,6 +906,9 @@ impl<J: Job> State<J> {
     }
 
     fn fits(&self, index: u32) -> bool {
+        if crate::mutant!("no-limits") {
+            return true;
+        }
         let lists = || self.queued.iter().chain(&self.reserved);
         let bytes: usize = lists().map(|list| list.bytes).sum();
         let jobs: usize = lists().map(|list| list.len).sum();

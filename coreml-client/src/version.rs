@@ -386,6 +386,9 @@ impl Version {
 
     /// Lets nothing more in, serves what is in, and ends the threads.
     pub(crate) fn drain(&self, cause: Error) {
+        if crate::mutant!("drain-aborts") {
+            return self.close(cause);
+        }
         revoke(self.queue.drain(cause));
     }
 
@@ -623,6 +626,9 @@ impl Lease<'_> {
                 now = Instant::now();
             }
             let finished = done.as_ref().map(|(key, ending, _)| (*key, *ending));
+            if crate::mutant!("slow-hand-over") {
+                std::thread::sleep(Duration::from_micros(200));
+            }
             let turn = version.queue.turn(self.worker, finished, now);
             if let Next::Run(job) = &turn.next {
                 self.current.push(job.key);
@@ -681,7 +687,12 @@ impl Lease<'_> {
                 }
                 Err((keys, error)) => {
                     for key in keys {
-                        answer(version.queue.finish(key, Ending::Error), Err(error.clone()));
+                        let reply = version.queue.finish(key, Ending::Error);
+                        if crate::mutant!("panic-forgets-its-caller") {
+                            std::mem::forget(reply);
+                            continue;
+                        }
+                        answer(reply, Err(error.clone()));
                     }
                     drop(passage.take());
                     contain(|| drop(instance));

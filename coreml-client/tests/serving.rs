@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use coreml_client::{
     Batching, ComputeUnit, Error, Features, InferenceRequest, LoadStage, MemoryPressure, ModelClient,
-    ModelRef, ModelSource, ModelStats, Priority, Serial, Shutdown, Stage, Tensor, WorkerState,
+    ModelRef, ModelSource, ModelStats, Priority, Procedure, Serial, Shutdown, Stage, Tensor, WorkerState,
 };
 use coreml_testing::{FakeBridge, Outcome};
 use tokio::time::{sleep, timeout};
@@ -448,6 +448,25 @@ async fn outputs_that_are_not_as_long_as_the_batch_are_not_parted() {
         let result = patiently(answer).await.unwrap();
         assert_eq!(result.outputs.tensor("y").unwrap().as_slice::<f32>().unwrap(), [x]);
     }
+    finish(client, fake).await;
+}
+
+#[tokio::test]
+async fn a_procedure_never_joins_a_batch() {
+    let fake = FakeBridge::new();
+    let client = client(fake);
+    let batching = Batching { max_batch: 2, max_delay: Duration::from_millis(20) };
+    let model_ref = client.load(ModelSource::new("model").batching(batching)).await.unwrap();
+    let mine = Procedure::new(|_, inputs| Ok(inputs.clone()));
+    let answers = [request(model_ref, 1.0), request(model_ref, 2.0).procedure(mine), request(model_ref, 3.0)]
+        .map(|request| client.try_enqueue(request).unwrap());
+    let mut outputs = Vec::new();
+    for answer in answers {
+        let result = patiently(answer).await.unwrap().outputs;
+        let (name, _) = result.iter().next().unwrap();
+        outputs.push((name.to_owned(), result.tensor(name).unwrap().to_vec::<f32>().unwrap()[0]));
+    }
+    assert_eq!(outputs, [("y".to_owned(), 2.0), ("x".to_owned(), 2.0), ("y".to_owned(), 6.0)]);
     finish(client, fake).await;
 }
 

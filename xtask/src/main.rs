@@ -6,6 +6,7 @@ mod bindings;
 mod fuzz;
 mod layers;
 mod models;
+mod prove;
 mod run;
 mod shim;
 
@@ -47,6 +48,9 @@ enum Verb {
     Layers,
     /// Bring the models that are not committed to models/cache (needs Python 3.11 and PyPI).
     Models,
+    /// Prove what the client promises: eleven proofs that print their figures and fail on their bounds.
+    #[command(after_help = "Example: cargo xtask prove soak --soak 60")]
+    Prove(prove::Arguments),
     /// Compile, run and attack the Objective-C shim off Apple (needs clang and GNUstep, see bridge-objc/README.md).
     Shim {
         /// Make the list of Apple's declarations anew from the unpacked objc2 crates in this folder.
@@ -71,6 +75,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds),
         Verb::Layers => layers::run(&root),
         Verb::Models => models::run(&root),
+        Verb::Prove(arguments) => prove::run(&root, &arguments),
         Verb::Shim { known } => shim::run(&root, known.as_deref()),
     }
 }
