@@ -124,6 +124,22 @@ pub enum OpError {
     /// Understood, but not implemented: a gap of ours.
     #[error("not supported: {0}")]
     Unsupported(String),
+    /// A custom layer of a class that nobody registered; see [`CustomLayers`](crate::CustomLayers).
+    #[error("the custom layer `{layer}` is of class `{class}`, which is not registered")]
+    Unregistered {
+        /// The class.
+        class: String,
+        /// The layer.
+        layer: String,
+    },
+    /// A custom layer refused its parameters or the shapes of its inputs.
+    #[error("the custom layer of class `{class}` refuses")]
+    Custom {
+        /// The class.
+        class: String,
+        /// What it said.
+        source: crate::CustomError,
+    },
     /// Evaluating the op on its constants failed.
     #[error("on its constants")]
     Fold(#[source] KernelError),
@@ -223,7 +239,7 @@ pub enum KernelError {
         limit: usize,
     },
     /// An op in a block of the op failed.
-    #[error("op `{op}` that makes `{output}` failed: {source}")]
+    #[error("op `{op}` that makes `{output}` failed")]
     Inner {
         /// The inner op's type.
         op: String,
@@ -231,6 +247,14 @@ pub enum KernelError {
         output: String,
         /// Why.
         source: Box<KernelError>,
+    },
+    /// A custom layer refused.
+    #[error("the custom layer of class `{class}` refuses")]
+    Custom {
+        /// The class.
+        class: String,
+        /// What it said.
+        source: crate::CustomError,
     },
     /// The arithmetic library refused.
     #[error("arithmetic: {0}")]

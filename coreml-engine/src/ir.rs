@@ -9,6 +9,7 @@ use half::f16;
 use rten_tensor::Tensor;
 
 use crate::SharedBytes;
+use crate::custom::Custom;
 use crate::error::OpError;
 use crate::types::{DType, TensorType, element_count};
 use crate::value::Value;
@@ -117,6 +118,8 @@ pub(crate) struct Function {
     pub(crate) opset: Opset,
     pub(crate) values: Vec<ValueInfo>,
     pub(crate) body: Block,
+    /// The custom layers that ops name by their index.
+    pub(crate) customs: Vec<Custom>,
 }
 
 impl Function {

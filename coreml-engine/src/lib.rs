@@ -16,6 +16,7 @@
 mod bytes;
 pub mod compiled;
 mod convert;
+mod custom;
 mod decode;
 pub mod description;
 mod error;
@@ -33,6 +34,9 @@ mod value;
 pub mod weights;
 
 pub use bytes::SharedBytes;
+pub use custom::{
+    CustomError, CustomLayer, CustomLayers, CustomParameter, CustomSpec, CustomTensor, CustomWeights,
+};
 pub use error::{KernelError, LoadError, OpError, PredictError};
 pub use feature::{Array, ArrayRef, Elements, ImageRef, Input, Key, Output, PixelFormat};
 pub use ir::Opset;

@@ -11,6 +11,7 @@ use prost::Message;
 use rten::BufferPool;
 use rten_tensor::Tensor;
 
+use crate::CustomLayers;
 use crate::convert::{self, Entry};
 use crate::decode::{DecodeError, mil};
 use crate::description::{self, Feature, FeatureKind, Labels, ModelDescription};
@@ -51,6 +52,8 @@ pub struct LoadOptions<'a> {
     pub read: Option<ReadFile<'a>>,
     /// What the model may use.
     pub limits: Limits,
+    /// The custom layers that a neural network may have.
+    pub custom_layers: Option<&'a CustomLayers>,
 }
 
 impl<'a> LoadOptions<'a> {
@@ -65,6 +68,13 @@ impl<'a> LoadOptions<'a> {
     #[must_use]
     pub fn read(mut self, read: ReadFile<'a>) -> Self {
         self.read = Some(read);
+        self
+    }
+
+    /// Lets neural networks have custom layers of those classes.
+    #[must_use]
+    pub fn custom_layers(mut self, layers: &'a CustomLayers) -> Self {
+        self.custom_layers = Some(layers);
         self
     }
 
@@ -184,8 +194,13 @@ impl Model {
                     return Err(unsupported("a function of a model that is not an ML program".into()));
                 }
                 let description = description::decode(described, None).map_err(corrupt)?;
-                let decoded = crate::nn::decode(other, proto.specification_version, &description)
-                    .map_err(|e| e.of(name))?;
+                let decoded = crate::nn::decode(
+                    other,
+                    proto.specification_version,
+                    &description,
+                    options.custom_layers,
+                )
+                .map_err(|e| e.of(name))?;
                 (description, decoded)
             }
         };

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 use common::{array, report};
 use coreml_engine::description::ArrayDtype;
 use coreml_engine::{Array, Elements, ImageRef, Input, Key, Limits, LoadOptions, Model, Output, PixelFormat};
+use coreml_engine::{
+    CustomError, CustomLayer, CustomLayers, CustomParameter, CustomSpec, CustomTensor, CustomWeights,
+};
 use serde_json::Value;
 
 fn folder() -> PathBuf {
@@ -73,6 +76,59 @@ impl Given {
     }
 }
 
+/// The custom layers of the fixtures: `y = scale x^exponent`, and its sums over the last dimension.
+struct PowerAndSum {
+    exponent: f32,
+    scale: Vec<f32>,
+}
+
+impl PowerAndSum {
+    fn new(spec: &CustomSpec) -> Result<Box<dyn CustomLayer>, CustomError> {
+        assert_eq!((spec.class.as_str(), spec.description.as_str()), ("PowerAndSum", "for the tests"));
+        assert_eq!(spec.parameters["note"], CustomParameter::String("power".into()));
+        assert_eq!(spec.parameters["keep"], CustomParameter::Bool(true));
+        assert_eq!(spec.parameters["big"], CustomParameter::Int(1 << 40));
+        let exponent =
+            spec.parameters.get("exponent").and_then(CustomParameter::as_f64).ok_or("no exponent")?;
+        match &spec.weights[..] {
+            [CustomWeights::Floats(scale), CustomWeights::Bytes(raw)] if raw == b"raw bytes" => {
+                Ok(Box::new(Self { exponent: exponent as f32, scale: scale.clone() }))
+            }
+            other => Err(format!("{other:?}").into()),
+        }
+    }
+}
+
+impl CustomLayer for PowerAndSum {
+    fn output_shapes(&self, inputs: &[Vec<Option<usize>>]) -> Result<Vec<Vec<Option<usize>>>, CustomError> {
+        match inputs {
+            [x] if x.last() == Some(&Some(self.scale.len())) => {
+                let mut sums = x.clone();
+                *sums.last_mut().ok_or("rank 0")? = Some(1);
+                Ok(vec![x.clone(), sums])
+            }
+            _ => Err(format!("inputs {inputs:?}").into()),
+        }
+    }
+
+    fn evaluate(&self, inputs: &[CustomTensor<'_>], outputs: &mut [&mut [f32]]) -> Result<(), CustomError> {
+        let ([x], [y, sums]) = (inputs, outputs) else { return Err("arity".into()) };
+        let width = self.scale.len();
+        for (i, &x) in x.data.iter().enumerate() {
+            if x < 0.0 {
+                return Err("a negative number".into());
+            }
+            y[i] = self.scale[i % width] * x.powf(self.exponent);
+            sums[i / width] += y[i];
+        }
+        Ok(())
+    }
+}
+
+fn custom_layers() -> CustomLayers {
+    CustomLayers::new().with("PowerAndSum", PowerAndSum::new)
+}
+
 fn close(found: f64, expected: f64, tolerance: f64) -> bool {
     found == expected || (found - expected).abs() <= tolerance * (1.0 + expected.abs())
 }
@@ -124,7 +180,9 @@ fn compare(found: &Output, expected: &Value, tolerance: f64) -> Result<(), Strin
 
 fn run(name: &str, case: &Value) -> Result<(), String> {
     let path = folder().join(format!("{name}.mlmodel"));
-    let model = Model::load(&path, &LoadOptions::default()).map_err(|error| report(&error))?;
+    let custom = custom_layers();
+    let options = LoadOptions::default().custom_layers(&custom);
+    let model = Model::load(&path, &options).map_err(|error| report(&error))?;
     let given: Vec<_> =
         case["inputs"].as_object().unwrap().iter().map(|(k, v)| (k.as_str(), Given::of(v))).collect();
     let inputs: Vec<_> = given.iter().map(|(name, given)| (*name, given.input())).collect();
@@ -228,7 +286,12 @@ fn a_layer_that_cannot_be_is_refused_at_load() {
     };
     let error = load("tanh", &custom);
     assert!(error.contains("op `custom` that makes `y`"), "{error}");
-    assert!(error.ends_with("not supported: this kind of layer"), "{error}");
+    assert!(error.ends_with("is of class ``, which is not registered"), "{error}");
+    let error = load("custom_single", &|_| ());
+    assert!(
+        error.ends_with("the custom layer `l` is of class `PowerAndSum`, which is not registered"),
+        "{error}"
+    );
     let error = load("tanh", &|layers| layers[0].layer = None);
     assert!(error.contains("a kind of layer that is not known"), "{error}");
     let error = load("tanh", &|layers| layers[0].input[0] = "z".into());
@@ -269,6 +332,24 @@ fn a_layer_that_cannot_be_is_refused_at_load() {
         p.axes = vec![0, 0, 1, u64::MAX];
     });
     assert!(error.contains("permutes no"), "{error}");
+}
+
+/// What a custom layer says is wrong comes out, at load and in a prediction; the session stays usable.
+#[test]
+fn a_custom_layer_refuses_with_its_own_words() {
+    let path = folder().join("custom_single.mlmodel");
+    let refusing = CustomLayers::new().with("PowerAndSum", |_| Err("not today".into()));
+    let error = Model::load(&path, &LoadOptions::default().custom_layers(&refusing)).unwrap_err();
+    assert!(report(&error).ends_with("class `PowerAndSum` refuses: not today"), "{}", report(&error));
+
+    let custom = custom_layers();
+    let model = Model::load(&path, &LoadOptions::default().custom_layers(&custom)).unwrap();
+    let mut session = model.session(NonZeroUsize::MIN);
+    let negative = Elements::Float32(vec![1.0, 2.0, -1.0, 1.0, 1.0, 1.0]);
+    let error = session.predict(&[("x", array(&[2, 3], &negative))], None, &[]).unwrap_err();
+    assert!(report(&error).ends_with("refuses: a negative number"), "{}", report(&error));
+    let positive = Elements::Float32(vec![1.0; 6]);
+    assert!(session.predict(&[("x", array(&[2, 3], &positive))], None, &[]).is_ok());
 }
 
 /// Every fixture with bytes changed, at places and to values of a fixed sequence. What comes out may be a refusal or an

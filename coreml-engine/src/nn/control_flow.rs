@@ -18,6 +18,7 @@ use spec::neural_network_layer::Layer;
 
 use super::context::{self, Blob, Context, Dims, invalid, unsupported};
 use super::{BY_NAME, LayerDef, Lower, name};
+use crate::custom::CustomLayers;
 use crate::decode::{DecodeError, MAX_DEPTH};
 use crate::error::OpError;
 use crate::ir::{Argument, Block, Constant, Function, Op, Type, ValueId};
@@ -64,6 +65,8 @@ pub(super) struct Lowering<'a, 'f> {
     in_loop: bool,
     /// Layers that may still be lowered. A loop's are lowered more than once.
     budget: usize,
+    /// The classes of custom layers there are.
+    pub(super) custom: Option<&'f CustomLayers>,
 }
 
 impl<'a, 'f> Lowering<'a, 'f> {
@@ -73,6 +76,7 @@ impl<'a, 'f> Lowering<'a, 'f> {
         blobs: HashMap<&'a str, Blob>,
         layers: Layers<'a>,
         outputs: impl Iterator<Item = &'a str>,
+        custom: Option<&'f CustomLayers>,
     ) -> Self {
         let mut reads = HashMap::new();
         outputs.for_each(|name| *reads.entry(name).or_default() += 1);
@@ -86,6 +90,7 @@ impl<'a, 'f> Lowering<'a, 'f> {
             depth: 0,
             in_loop: false,
             budget: count.saturating_mul(8).saturating_add(50_000),
+            custom,
         }
     }
 

@@ -19,6 +19,7 @@ use spec::{
     NeuralNetworkImageShapeMapping as ImageMapping, NeuralNetworkMultiArrayShapeMapping as ArrayMapping,
 };
 
+use crate::custom::CustomLayers;
 use crate::decode::{DecodeError, mil::Decoded};
 use crate::description::{Feature, FeatureKind, Flexible, Labels, ModelDescription};
 use crate::error::OpError;
@@ -47,6 +48,7 @@ mod activation;
 mod context;
 mod control_flow;
 mod convolution;
+mod custom;
 mod elementwise;
 mod linear;
 mod normalization;
@@ -90,6 +92,7 @@ pub static FAMILIES: &[Family] = &[
     Family { name: "activation", layers: activation::LAYERS },
     Family { name: "control_flow", layers: control_flow::LAYERS },
     Family { name: "convolution", layers: convolution::LAYERS },
+    Family { name: "custom", layers: custom::LAYERS },
     Family { name: "elementwise", layers: elementwise::LAYERS },
     Family { name: "linear", layers: linear::LAYERS },
     Family { name: "normalization", layers: normalization::LAYERS },
@@ -283,7 +286,7 @@ static BY_NAME: LazyLock<HashMap<&'static str, &'static LayerDef>> =
 ///
 /// ```
 /// let gap = coreml_engine::nn::unsupported();
-/// assert!(gap.contains(&"custom") && !gap.contains(&"convolution"));
+/// assert!(!gap.contains(&"custom") && !gap.contains(&"convolution"));
 /// ```
 #[must_use]
 pub fn unsupported() -> Vec<&'static str> {
@@ -392,6 +395,7 @@ pub(crate) fn decode(
     kind: &ModelType,
     specification_version: i32,
     description: &ModelDescription,
+    custom: Option<&CustomLayers>,
 ) -> Result<Decoded, DecodeError> {
     let network = Network::of(kind)?;
     // Version 4 (iOS 13) brought the exact mappings; before it, the fields do not exist.
@@ -429,7 +433,7 @@ pub(crate) fn decode(
     });
     let read = description.outputs.iter().map(|feature| feature.name.as_str());
     let read = read.chain(classes.as_ref().map(|(name, _)| *name));
-    let mut lowering = Lowering::new(&mut function, blobs, network.layers, read);
+    let mut lowering = Lowering::new(&mut function, blobs, network.layers, read, custom);
     lowering.layers(network.layers)?;
 
     let mut outputs = Vec::new();

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::Limits;
+use crate::custom::Custom;
 use crate::error::OpError;
 use crate::ir::{Argument, Constant, Function, Op, Opset, Type, ValueId};
 use crate::plan::Body;
@@ -86,6 +87,13 @@ impl<'a> OpBuilder<'a> {
         self.lists = true;
         let id = self.op.outputs.get(i).ok_or_else(|| OpError::Invalid(format!("no output {i}")))?;
         Ok(&self.function.value(*id).ty)
+    }
+
+    /// The custom layer of the function that the parameter numbers.
+    pub(crate) fn custom(&mut self, name: &'static str) -> Result<Custom, OpError> {
+        let number = self.int_opt(name)?.ok_or(OpError::Missing(name))?;
+        let custom = usize::try_from(number).ok().and_then(|i| self.function.customs.get(i));
+        custom.cloned().ok_or_else(|| parameter(name, "there is no such custom layer"))
     }
 
     /// The next of the op's blocks.

@@ -16,6 +16,7 @@ pub(crate) mod testing;
 pub(crate) mod activation;
 pub(crate) mod control_flow;
 pub(crate) mod conv;
+mod custom;
 pub(crate) mod elementwise_binary;
 pub(crate) mod elementwise_unary;
 pub(crate) mod image_resizing;
@@ -95,8 +96,10 @@ pub static FAMILIES: &[Family] = &[
 pub(crate) fn find(name: &str, opset: Opset) -> Option<&'static OpDef> {
     use std::collections::HashMap;
     use std::sync::LazyLock;
-    static BY_NAME: LazyLock<HashMap<&'static str, &'static OpDef>> =
-        LazyLock::new(|| FAMILIES.iter().flat_map(|f| f.ops).map(|op| (op.name, op)).collect());
+    static BY_NAME: LazyLock<HashMap<&'static str, &'static OpDef>> = LazyLock::new(|| {
+        let ops = FAMILIES.iter().flat_map(|f| f.ops).chain([&custom::CUSTOM]);
+        ops.map(|op| (op.name, op)).collect()
+    });
     BY_NAME.get(name).copied().filter(|op| op.opsets.first().is_some_and(|&first| first <= opset))
 }
 
