@@ -416,6 +416,21 @@ pub enum Color {
 }
 
 impl Color {
+    /// The name in the description's JSON.
+    ///
+    /// ```
+    /// assert_eq!(coreml_bridge::Color::GrayFloat16.name(), "gray_float16");
+    /// ```
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Color::Rgb => "rgb",
+            Color::Bgr => "bgr",
+            Color::Gray => "gray",
+            Color::GrayFloat16 => "gray_float16",
+        }
+    }
+
     /// The format that an image must have to be taken; the framework turns colours to the model's order.
     #[must_use]
     pub const fn pixel_format(self) -> PixelFormat {

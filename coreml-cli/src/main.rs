@@ -19,11 +19,17 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Show what a model takes and gives, and who made it.
-    #[command(after_help = "Example: coreml inspect models/digits/digits.mlpackage")]
+    /// Show what a model takes and gives, who made it, what is inside, and whether it runs here.
+    #[command(after_help = "Examples:\n  \
+        coreml inspect models/digits/digits.mlpackage\n  \
+        coreml inspect model.mlmodelc --ops\n\n\
+        Costs are estimates from the declared shapes; a dash is a shape that only a prediction tells.")]
     Inspect {
         #[command(flatten)]
         model: ModelArguments,
+        /// List every op or layer, with its cost.
+        #[arg(long)]
+        ops: bool,
         /// Print it as JSON.
         #[arg(long)]
         json: bool,
@@ -67,7 +73,7 @@ impl ModelArguments {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().verb {
-        Verb::Inspect { model, json } => inspect::run(&model.load()?, json),
+        Verb::Inspect { model, ops, json } => inspect::run(&model, ops, json),
         Verb::Predict { model, inputs, output, json } => {
             predict::run(&model.load()?, &inputs, output.as_deref(), json)
         }

@@ -28,6 +28,7 @@ pub mod nn;
 pub mod ops;
 pub mod package;
 mod plan;
+pub mod structure;
 mod threads;
 mod types;
 mod value;

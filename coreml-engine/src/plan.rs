@@ -12,6 +12,7 @@ use crate::decode::DecodeError;
 use crate::error::{KernelError, OpError};
 use crate::ir::{Block, Constant, Function, Op, Type, ValueId};
 use crate::ops::{self, Kernel, OpBuilder, Read, Run, Slot, Source};
+use crate::structure;
 use crate::types::{TensorType, element_count};
 use crate::value::{Outputs, Value, ValueView};
 
@@ -551,24 +552,9 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    /// Multiply-adds of an op, from its declared shapes: outputs times the length of the inner product, if it has a weight.
+    /// Multiply-adds of an op, from its declared shapes.
     fn work(&self, op: &Op) -> usize {
-        let count = |id: &ValueId| {
-            self.function.value(*id).ty.tensor().fixed_shape().and_then(|s| element_count(&s)).unwrap_or(1)
-        };
-        let made: usize = op.outputs.iter().map(count).sum();
-        let find = |name: &str| op.arguments.iter().find(|(key, _)| &**key == name);
-        let inner = match (find("weight"), &*op.kind) {
-            (Some((_, weight)), _) => weight.ids().first().and_then(|id| {
-                let shape = self.function.value(*id).ty.tensor().fixed_shape()?;
-                element_count(shape.get(1..)?)
-            }),
-            (None, "matmul") => find("x").and_then(|(_, x)| {
-                self.function.value(*x.ids().first()?).ty.tensor().fixed_shape()?.last().copied()
-            }),
-            _ => None,
-        };
-        made.saturating_mul(inner.unwrap_or(1).max(1))
+        usize::try_from(structure::multiply_adds_of(&self.function, op)).unwrap_or(usize::MAX)
     }
 
     /// The place of a constant that a kernel reads at run time.

@@ -349,7 +349,7 @@ fn immediate_constant(
     Constant::new(dtype, shape, data)
 }
 
-fn value_type(ty: Option<&mil::ValueType>) -> Result<Type, String> {
+pub(crate) fn value_type(ty: Option<&mil::ValueType>) -> Result<Type, String> {
     use mil::value_type::Type as T;
     match ty.and_then(|ty| ty.r#type.as_ref()) {
         Some(T::TensorType(tensor)) => tensor_type(tensor).map(Type::Tensor),

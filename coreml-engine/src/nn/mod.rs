@@ -110,7 +110,7 @@ macro_rules! layers {
         pub static LAYERS: &[&str] = &[$($name),*];
 
         /// The name of a layer in the format.
-        fn name(layer: &Layer) -> &'static str {
+        pub(crate) fn name(layer: &Layer) -> &'static str {
             match layer {
                 $(Layer::$variant(_) => $name,)*
             }
@@ -388,6 +388,11 @@ impl<'a> Network<'a> {
         };
         self.layers.iter().any(|layer| control_flow::any_layer(layer, &along))
     }
+}
+
+/// The layers of a model, if it is a network.
+pub(crate) fn layers(kind: &ModelType) -> Option<&[spec::NeuralNetworkLayer]> {
+    Network::of(kind).ok().map(|network| network.layers)
 }
 
 /// The program that a model of another kind than an ML program stands for.
