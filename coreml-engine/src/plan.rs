@@ -17,7 +17,15 @@ use crate::types::{TensorType, element_count};
 use crate::value::{Outputs, Value, ValueView};
 
 /// Ops whose effect is not in their outputs, or whose outputs are not decided by their inputs.
-const IMPURE: &[&str] = &["#custom", "read_state", "write_state"];
+const IMPURE: &[&str] = &[
+    "#custom",
+    "random_bernoulli",
+    "random_categorical",
+    "random_normal",
+    "random_uniform",
+    "read_state",
+    "write_state",
+];
 
 /// Folding may not make more than this from nothing: the rest is computed at run time, under the limits of a run.
 const FOLD_ELEMENTS: usize = 1 << 16;

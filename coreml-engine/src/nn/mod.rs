@@ -54,6 +54,8 @@ mod linear;
 mod normalization;
 mod pooling;
 mod preprocessing;
+mod random;
+mod recurrent;
 mod reduction;
 mod resizing;
 mod shape;
@@ -97,6 +99,8 @@ pub static FAMILIES: &[Family] = &[
     Family { name: "linear", layers: linear::LAYERS },
     Family { name: "normalization", layers: normalization::LAYERS },
     Family { name: "pooling", layers: pooling::LAYERS },
+    Family { name: "random", layers: random::LAYERS },
+    Family { name: "recurrent", layers: recurrent::LAYERS },
     Family { name: "reduction", layers: reduction::LAYERS },
     Family { name: "resizing", layers: resizing::LAYERS },
     Family { name: "shape", layers: shape::LAYERS },

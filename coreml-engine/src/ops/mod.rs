@@ -24,6 +24,7 @@ pub(crate) mod linear;
 pub(crate) mod list;
 pub(crate) mod normalization;
 pub(crate) mod pool;
+pub(crate) mod random;
 pub(crate) mod recurrent;
 pub(crate) mod reduction;
 pub(crate) mod scatter_gather;
@@ -39,7 +40,7 @@ use crate::error::{KernelError, OpError};
 use crate::ir::Opset;
 use crate::value::Outputs;
 
-/// What a plan runs for one op. Pure but for states: the same inputs give the same outputs.
+/// What a plan runs for one op. Pure but for states and random numbers: the same inputs give the same outputs.
 pub(crate) type Kernel = Box<dyn Fn(&mut Run<'_, '_>) -> Result<Outputs, KernelError> + Send + Sync>;
 
 /// One MIL op.
@@ -83,6 +84,7 @@ pub static FAMILIES: &[Family] = &[
     Family { name: "list", ops: list::OPS },
     Family { name: "normalization", ops: normalization::OPS },
     Family { name: "pool", ops: pool::OPS },
+    Family { name: "random", ops: random::OPS },
     Family { name: "recurrent", ops: recurrent::OPS },
     Family { name: "reduction", ops: reduction::OPS },
     Family { name: "scatter_gather", ops: scatter_gather::OPS },
