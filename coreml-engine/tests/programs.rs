@@ -327,12 +327,12 @@ fn damage(proto: &mut Proto, choices: &mut Choices<'_>) {
                     }
                     3 if !ty.dimensions.is_empty() => {
                         ty.dimensions.remove(at);
-                        ty.rank -= 1;
+                        ty.rank = ty.rank.wrapping_sub(1);
                     }
                     4 => ty.rank = choices.of(&[-1, 0, 7, i64::MAX, i64::MIN]),
                     _ => {
                         ty.dimensions.insert(at, mil::Dimension { dimension: constant(choices.of(SIZES)) });
-                        ty.rank += 1;
+                        ty.rank = ty.rank.wrapping_add(1);
                     }
                 }
             }

@@ -94,6 +94,9 @@ pub static FAMILIES: &[Family] = &[
     Family { name: "tensor_transformation", ops: tensor_transformation::OPS },
 ];
 
+/// Ops that no kernel runs, because they say something of the program: the decoder takes them.
+pub static DECODED: &[&str] = &["classify", "const"];
+
 /// The op of that name, if `opset` has it.
 pub(crate) fn find(name: &str, opset: Opset) -> Option<&'static OpDef> {
     use std::collections::HashMap;
