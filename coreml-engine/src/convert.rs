@@ -244,6 +244,139 @@ fn image_input(
     Ok(Tensor::from_data(&shape, data))
 }
 
+/// All elements of an array, in row-major order, as doubles.
+pub(crate) fn numbers(array: &ArrayRef<'_>) -> Result<Vec<f64>, Mismatch> {
+    fn all<T: bytemuck::AnyBitPattern>(
+        array: &ArrayRef<'_>,
+        f: impl Fn(T) -> f64,
+    ) -> Result<Vec<f64>, Mismatch> {
+        Ok(match typed::<T>(array)? {
+            Typed::Borrowed(view) => view.iter().map(|&x| f(x)).collect(),
+            Typed::Copied(tensor) => tensor.iter().map(|&x| f(x)).collect(),
+        })
+    }
+    match array.dtype {
+        ArrayDtype::Float16 => all::<f16>(array, f16::to_f64),
+        ArrayDtype::Float32 => all::<f32>(array, f64::from),
+        ArrayDtype::Float64 => all::<f64>(array, |x| x),
+        ArrayDtype::Int8 => all::<i8>(array, f64::from),
+        ArrayDtype::Int32 => all::<i32>(array, f64::from),
+    }
+}
+
+/// Doubles as elements of that type. Integers must be integers, and fit.
+pub(crate) fn elements_of(numbers: &[f64], dtype: ArrayDtype) -> Result<Elements, Mismatch> {
+    let exact = |x: f64, least: f64, most: f64| {
+        if x.fract() == 0.0 && (least..=most).contains(&x) {
+            Ok(x)
+        } else {
+            Err(format!("{x}, which is no {dtype:?}").to_lowercase())
+        }
+    };
+    let numbers = numbers.iter().copied();
+    Ok(match dtype {
+        ArrayDtype::Float16 => Elements::Float16(numbers.map(f16::from_f64).collect()),
+        ArrayDtype::Float32 => Elements::Float32(numbers.map(|x| x as f32).collect()),
+        ArrayDtype::Float64 => Elements::Float64(numbers.collect()),
+        ArrayDtype::Int8 => Elements::Int8(
+            numbers
+                .map(|x| exact(x, i8::MIN.into(), i8::MAX.into()).map(|x| x as i8))
+                .collect::<Result<_, _>>()?,
+        ),
+        ArrayDtype::Int32 => Elements::Int32(
+            numbers
+                .map(|x| exact(x, i32::MIN.into(), i32::MAX.into()).map(|x| x as i32))
+                .collect::<Result<_, _>>()?,
+        ),
+    })
+}
+
+/// A double as an integer, if it is one.
+pub(crate) fn integer(x: f64) -> Result<i64, Mismatch> {
+    // 2^63 itself is a double, and no i64.
+    const LIMIT: f64 = 9_223_372_036_854_775_808.0;
+    if x.fract() == 0.0 && (-LIMIT..LIMIT).contains(&x) {
+        Ok(x as i64)
+    } else {
+        Err(format!("{x}, which is no int64"))
+    }
+}
+
+/// A feature whose kind is not the caller's choice, in the kind that the description announces: what a model of a pipeline
+/// made for the next one, or an estimator for its output. `None` if it has that kind already.
+pub(crate) fn fit(given: &Input<'_>, kind: &FeatureKind) -> Result<Option<Output>, Mismatch> {
+    let key = |key: &Key| match key {
+        Key::Int64(_) => KeyType::Int64,
+        Key::String(_) => KeyType::String,
+    };
+    match (given, kind) {
+        (Input::Array(array), FeatureKind::Tensor { tensor }) => {
+            let shape = if tensor.shape.is_empty() || tensor.admits(array.shape) {
+                array.shape
+            } else if element_count(array.shape) == element_count(&tensor.shape) {
+                &tensor.shape
+            } else {
+                return Err(given.words());
+            };
+            if array.dtype == tensor.dtype && shape == array.shape {
+                return Ok(None);
+            }
+            let elements = elements_of(&numbers(array)?, tensor.dtype)?;
+            Ok(Some(Output::Array(Array { shape: shape.to_vec(), elements })))
+        }
+        (Input::Array(array), FeatureKind::Double | FeatureKind::Int64) => match numbers(array)?[..] {
+            [x] if matches!(kind, FeatureKind::Double) => Ok(Some(Output::Double(x))),
+            [x] => Ok(Some(Output::Key(Key::Int64(integer(x)?)))),
+            _ => Err(given.words()),
+        },
+        (Input::Int64(_) | Input::Double(_), FeatureKind::Tensor { tensor }) => {
+            let x = match *given {
+                Input::Int64(x) => x as f64,
+                Input::Double(x) => x,
+                _ => return Err(given.words()),
+            };
+            if !tensor.shape.is_empty() && element_count(&tensor.shape) != Some(1) {
+                return Err(given.words());
+            }
+            let shape = if tensor.shape.is_empty() { vec![1] } else { tensor.shape.clone() };
+            Ok(Some(Output::Array(Array { shape, elements: elements_of(&[x], tensor.dtype)? })))
+        }
+        (Input::Double(x), FeatureKind::Int64) => Ok(Some(Output::Key(Key::Int64(integer(*x)?)))),
+        (Input::Int64(x), FeatureKind::Double) => Ok(Some(Output::Double(*x as f64))),
+        (Input::Int64(_), FeatureKind::Int64)
+        | (Input::Double(_), FeatureKind::Double)
+        | (Input::String(_), FeatureKind::String) => Ok(None),
+        (Input::Image(image), FeatureKind::Image { image: spec })
+            if spec.admits(image.height, image.width) =>
+        {
+            Ok(None)
+        }
+        (Input::Dictionary(entries), FeatureKind::Dictionary { dictionary })
+            if entries.iter().all(|(k, _)| key(k) == dictionary.key) =>
+        {
+            Ok(None)
+        }
+        (Input::Sequence(keys), FeatureKind::Sequence { sequence })
+            if keys.iter().all(|k| key(k) == sequence.element) && sequence.admits(keys.len()) =>
+        {
+            Ok(None)
+        }
+        _ => Err(given.words()),
+    }
+}
+
+/// Whether an input that the caller gives has the kind that the description announces; nothing is converted.
+pub(crate) fn check(given: &Input<'_>, kind: &FeatureKind) -> Result<(), Mismatch> {
+    let same = match (given, kind) {
+        (Input::Array(array), FeatureKind::Tensor { tensor }) => {
+            array.dtype == tensor.dtype && (tensor.shape.is_empty() || tensor.admits(array.shape))
+        }
+        (Input::Array(_), _) | (_, FeatureKind::Tensor { .. }) => false,
+        _ => fit(given, kind)?.is_none(),
+    };
+    if same { Ok(()) } else { Err(given.words()) }
+}
+
 /// One output in the form that the description announces; `labels` are those of a classifier's label or dictionary.
 pub(crate) fn output(
     view: &ValueView<'_>,

@@ -301,6 +301,16 @@ pub struct SequenceSpec {
     pub count: Vec<u64>,
 }
 
+impl SequenceSpec {
+    /// Whether a sequence of that many elements may be given.
+    #[must_use]
+    pub fn admits(&self, count: usize) -> bool {
+        let count = count as u64;
+        self.count.first().is_none_or(|&least| least <= count)
+            && self.count.get(1).is_none_or(|&most| count <= most)
+    }
+}
+
 impl FeatureKind {
     /// As words, for error texts: `tensor float32 [1, 3]`, `image rgb 224x224 (width x height)`.
     #[must_use]
@@ -409,7 +419,7 @@ fn feature(f: &spec::FeatureDescription) -> Result<Feature, String> {
                 Some(S::StringType(_)) => KeyType::String,
                 None => return Err("a sequence without an element type".into()),
             };
-            let range = s.size_range.unwrap_or_default();
+            let range = s.size_range.unwrap_or(spec::SizeRange { lower_bound: 0, upper_bound: -1 });
             let mut count = vec![range.lower_bound];
             count.extend(u64::try_from(range.upper_bound).ok());
             FeatureKind::Sequence { sequence: SequenceSpec { element, count } }

@@ -67,6 +67,12 @@ pub enum Input<'a> {
     Int64(i64),
     /// A number.
     Double(f64),
+    /// Text.
+    String(&'a str),
+    /// Numbers by key; of equal keys the last counts.
+    Dictionary(&'a [(Key, f64)]),
+    /// A list of keys.
+    Sequence(&'a [Key]),
 }
 
 impl Input<'_> {
@@ -76,7 +82,18 @@ impl Input<'_> {
             Self::Image(i) => format!("image {:?} {}x{}", i.format, i.width, i.height),
             Self::Int64(_) => "int64".into(),
             Self::Double(_) => "double".into(),
+            Self::String(_) => "string".into(),
+            Self::Dictionary(entries) => words_of("dictionary", entries.first().map(|(key, _)| key)),
+            Self::Sequence(keys) => words_of("sequence", keys.first()),
         }
+    }
+}
+
+fn words_of(what: &str, key: Option<&Key>) -> String {
+    match key {
+        None => format!("empty {what}"),
+        Some(Key::Int64(_)) => format!("{what} of int64"),
+        Some(Key::String(_)) => format!("{what} of string"),
     }
 }
 
@@ -150,7 +167,7 @@ pub struct Array {
 }
 
 /// A key of a dictionary or a class label.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs, reason = "the names say it all")]
 pub enum Key {
     Int64(i64),
@@ -180,4 +197,39 @@ pub enum Output {
     Double(f64),
     /// Probabilities by label.
     Dictionary(Vec<(Key, f64)>),
+    /// A list of keys.
+    Sequence(Vec<Key>),
+}
+
+impl Output {
+    /// The same as an input, for a model that takes what another made.
+    ///
+    /// ```
+    /// use coreml_engine::{Input, Key, Output};
+    /// let label = Output::Key(Key::String("cat".into()));
+    /// assert!(matches!(label.as_input(), Input::String("cat")));
+    /// ```
+    #[must_use]
+    pub fn as_input(&self) -> Input<'_> {
+        match self {
+            Self::Array(array) => Input::Array(ArrayRef {
+                dtype: array.elements.dtype(),
+                shape: &array.shape,
+                strides: None,
+                bytes: array.elements.bytes(),
+            }),
+            Self::Image { format, width, height, pixels } => Input::Image(ImageRef {
+                format: *format,
+                width: *width,
+                height: *height,
+                row_bytes: width * format.size(),
+                pixels,
+            }),
+            Self::Key(Key::Int64(x)) => Input::Int64(*x),
+            Self::Key(Key::String(text)) => Input::String(text),
+            Self::Double(x) => Input::Double(*x),
+            Self::Dictionary(entries) => Input::Dictionary(entries),
+            Self::Sequence(keys) => Input::Sequence(keys),
+        }
+    }
 }

@@ -1,12 +1,15 @@
 //! Models and sessions: what a user of the engine holds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use coreml_proto::proto::{Model as ModelProto, model::Type as ModelType};
+use coreml_proto::proto::{
+    LinkedModelFile, Model as ModelProto, Pipeline as PipelineProto, linked_model::LinkType,
+    model::Type as ModelType,
+};
 use prost::Message;
 use rten::BufferPool;
 use rten_tensor::Tensor;
@@ -16,9 +19,11 @@ use crate::convert::{self, Entry};
 use crate::decode::{DecodeError, mil};
 use crate::description::{self, Feature, FeatureKind, Labels, ModelDescription};
 use crate::error::{LoadError, PredictError};
+use crate::estimators::{Estimator, Features};
 use crate::feature::{Array, Input, Output};
+use crate::linked;
 use crate::package::{Package, ReadFile, read_file};
-use crate::plan::Plan;
+use crate::plan::{Plan, Port};
 use crate::threads::Threads;
 use crate::types::{TensorType, element_count};
 use crate::value::{Value, ValueView};
@@ -104,6 +109,21 @@ struct Inner {
     id: u64,
     path: String,
     description: ModelDescription,
+    body: Body,
+}
+
+/// What a model is made of: features in, features out.
+enum Body {
+    /// An ML program or a neural network.
+    Program(Program),
+    /// One computation on features.
+    Estimator(Estimator),
+    /// Models that see the inputs and what those before them made. A linked model is a pipeline of one.
+    Pipeline(Vec<Model>),
+}
+
+/// A plan, and where its ports stand in the description.
+struct Program {
     plan: Plan,
     /// For every input of the plan its feature, by index.
     inputs: Vec<usize>,
@@ -112,6 +132,25 @@ struct Inner {
 }
 
 impl Inner {
+    fn program(&self) -> Option<&Program> {
+        match &self.body {
+            Body::Program(program) => Some(program),
+            Body::Estimator(_) | Body::Pipeline(_) => None,
+        }
+    }
+
+    /// The models of a pipeline.
+    fn parts(&self) -> &[Model] {
+        match &self.body {
+            Body::Pipeline(parts) => parts,
+            Body::Program(_) | Body::Estimator(_) => &[],
+        }
+    }
+
+    fn states(&self) -> &[Port<()>] {
+        self.program().map_or(&[], |program| &program.plan.states)
+    }
+
     /// The labels that an output of a classifier is made of.
     fn labels_of(&self, feature: &Feature) -> Option<&Labels> {
         let description = &self.description;
@@ -126,10 +165,28 @@ impl Model {
     /// # Errors
     /// [`LoadError`], which names the model and what in it is wrong.
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions<'_>) -> Result<Self, LoadError> {
+        Self::load_linked(path.as_ref(), options, &[])
+    }
+
+    /// As [`Model::load`], for a model that others, outermost first, link to.
+    fn load_linked(path: &Path, options: &LoadOptions<'_>, chain: &[PathBuf]) -> Result<Self, LoadError> {
         let read = options.read.unwrap_or(&read_file);
-        let package = Package::open(path.as_ref(), read)?;
+        let package = Package::open(path, read)?;
         let name = package.path.display().to_string();
-        Self::of_specification(&name, &package.specification, options, &|file| package.file(file, read))
+        let link = |file: &LinkedModelFile| {
+            let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+            let here = path.canonicalize().map_err(|source| LoadError::Io { path: path.into(), source })?;
+            let linked = linked::find(folder, file).map_err(|error| error.of(&name))?;
+            let chain: Vec<_> = chain.iter().cloned().chain([here]).collect();
+            if chain.contains(&linked) || chain.len() > MAX_DEPTH {
+                let reason = "its links lead back to itself, or are too many";
+                return Err(DecodeError::corrupt("linked model", reason).of(&name));
+            }
+            Self::load_linked(&linked, options, &chain)
+        };
+        let source =
+            Source { name: &name, options, open: &|file| package.file(file, read), link: &link, depth: 0 };
+        source.load(&package.specification, options.function)
     }
 
     /// As [`Model::load`], from the bytes of a specification and of the files it names (`@model_path/…`).
@@ -144,21 +201,109 @@ impl Model {
     ) -> Result<Self, LoadError> {
         let proto = ModelProto::decode(specification)
             .map_err(|source| LoadError::Decode { model: name.to_owned(), source })?;
-        Self::of_specification(name, &proto, options, &|file| {
+        let open = |file: &str| {
             files.get(file).cloned().ok_or_else(|| LoadError::Io {
                 path: file.into(),
                 source: std::io::ErrorKind::NotFound.into(),
             })
-        })
+        };
+        let link = |_: &LinkedModelFile| {
+            Err(DecodeError::Unsupported("a linked model in a model that was not read from a file".into())
+                .of(name))
+        };
+        Source { name, options, open: &open, link: &link, depth: 0 }.load(&proto, options.function)
     }
 
-    fn of_specification(
-        name: &str,
-        proto: &ModelProto,
-        options: &LoadOptions<'_>,
-        open: mil::OpenFile<'_>,
-    ) -> Result<Self, LoadError> {
+    fn new(name: &str, description: ModelDescription, body: Body) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { inner: Arc::new(Inner { id, path: name.to_owned(), description, body }) }
+    }
+
+    /// What the model takes and gives.
+    #[must_use]
+    pub fn description(&self) -> &ModelDescription {
+        &self.inner.description
+    }
+
+    /// Where it was loaded from.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.inner.path
+    }
+
+    /// Steps of one prediction, and its multiply-adds as estimated from the declared shapes.
+    #[must_use]
+    pub fn plan_size(&self) -> (usize, usize) {
+        match &self.inner.body {
+            Body::Program(program) => program.plan.size(),
+            Body::Estimator(_) => (1, 0),
+            Body::Pipeline(parts) => parts.iter().map(Self::plan_size).fold((0, 0), |all, part| {
+                (usize::saturating_add(all.0, part.0), usize::saturating_add(all.1, part.1))
+            }),
+        }
+    }
+
+    /// Bytes of constants that are kept beside the packed weights.
+    #[must_use]
+    pub fn constant_bytes(&self) -> usize {
+        match &self.inner.body {
+            Body::Program(program) => program.plan.constant_bytes(),
+            Body::Estimator(_) => 0,
+            Body::Pipeline(parts) => parts.iter().map(Self::constant_bytes).fold(0, usize::saturating_add),
+        }
+    }
+
+    /// A reference that does not keep the model alive, for tables of shared models.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakModel {
+        WeakModel { inner: Arc::downgrade(&self.inner) }
+    }
+
+    /// An instance that predicts with up to `threads` threads.
+    #[must_use]
+    pub fn session(&self, threads: NonZeroUsize) -> Session {
+        let parallel = self.inner.program().is_some_and(|program| program.plan.is_parallel());
+        let parts = self.inner.parts().iter().map(|part| part.session(threads)).collect();
+        let threads = if parallel { Threads::new(threads) } else { Threads::Caller };
+        Session { model: self.clone(), pool: BufferPool::new(), threads, parts }
+    }
+
+    /// Memory for the model's states, all zero.
+    #[must_use]
+    pub fn new_state(&self) -> State {
+        let values = self.inner.states().iter().map(|port| {
+            let shape = port.ty.fixed_shape().unwrap_or_default();
+            if port.ty.dtype.is_float() {
+                Value::F32(Tensor::zeros(&shape))
+            } else {
+                Value::I32(Tensor::zeros(&shape))
+            }
+        });
+        State { model: self.clone(), values: values.collect() }
+    }
+}
+
+/// Models in models, and models that link to models; deeper is not a model but an attack on the stack.
+const MAX_DEPTH: usize = 16;
+
+/// Loads the model that a link names.
+type Link<'a> = &'a dyn Fn(&LinkedModelFile) -> Result<Model, LoadError>;
+
+/// Where a specification comes from.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    name: &'a str,
+    options: &'a LoadOptions<'a>,
+    open: mil::OpenFile<'a>,
+    link: Link<'a>,
+    /// How many pipelines it is inside of.
+    depth: usize,
+}
+
+impl Source<'_> {
+    fn load(&self, proto: &ModelProto, function: Option<&str>) -> Result<Model, LoadError> {
+        let name = self.name;
         let unsupported = |what: String| LoadError::Unsupported { model: name.into(), what };
         let corrupt = |(at, reason)| LoadError::Corrupt { model: name.into(), at, reason };
         let kind = proto.r#type.as_ref().ok_or_else(|| {
@@ -168,57 +313,143 @@ impl Model {
             .description
             .as_ref()
             .ok_or_else(|| corrupt(("specification".into(), "it has no description".into())))?;
-        let (mut description, decoded) = match kind {
-            ModelType::MlProgram(program) => {
-                let multi = !described.functions.is_empty();
-                let function = match options.function {
-                    Some(function) => function,
-                    None if multi => &described.default_function_name,
-                    None => "main",
+        if let ModelType::MlProgram(program) = kind {
+            let multi = !described.functions.is_empty();
+            let function = match function {
+                Some(function) => function,
+                None if multi => &described.default_function_name,
+                None => "main",
+            };
+            let proto = program.functions.get(function).ok_or_else(|| {
+                let mut known: Vec<_> = program.functions.keys().cloned().collect();
+                known.sort();
+                LoadError::NoFunction { model: name.into(), function: function.into(), known }
+            })?;
+            let mut description =
+                description::decode(described, multi.then_some(function)).map_err(corrupt)?;
+            if !multi {
+                description.functions = vec![function.to_owned()];
+                description.function = function.to_owned();
+            }
+            let decoded = mil::function(proto, self.open).map_err(|e| e.of(name))?;
+            return self.program(description, decoded);
+        }
+        if function.is_some_and(|f| f != "main") {
+            return Err(unsupported("a function of a model that is not an ML program".into()));
+        }
+        let mut description = description::decode(described, None).map_err(corrupt)?;
+        match kind {
+            ModelType::NeuralNetwork(_)
+            | ModelType::NeuralNetworkClassifier(_)
+            | ModelType::NeuralNetworkRegressor(_) => {
+                let custom = self.options.custom_layers;
+                let version = proto.specification_version;
+                let decoded =
+                    crate::nn::decode(kind, version, &description, custom).map_err(|e| e.of(name))?;
+                self.program(description, decoded)
+            }
+            ModelType::Pipeline(pipeline) => self.pipeline(description, Some(pipeline)),
+            ModelType::PipelineClassifier(outer) => self.pipeline(description, outer.pipeline.as_ref()),
+            ModelType::PipelineRegressor(outer) => self.pipeline(description, outer.pipeline.as_ref()),
+            ModelType::LinkedModel(linked) => {
+                let file = match &linked.link_type {
+                    Some(LinkType::LinkedModelFile(file)) => file,
+                    None => return Err(corrupt(("linked model".into(), "it links to nothing".into()))),
                 };
-                let proto = program.functions.get(function).ok_or_else(|| {
-                    let mut known: Vec<_> = program.functions.keys().cloned().collect();
-                    known.sort();
-                    LoadError::NoFunction { model: name.into(), function: function.into(), known }
-                })?;
-                let mut description =
-                    description::decode(described, multi.then_some(function)).map_err(corrupt)?;
-                if !multi {
-                    description.functions = vec![function.to_owned()];
-                    description.function = function.to_owned();
-                }
-                (description, mil::function(proto, open).map_err(|e| e.of(name))?)
+                let model = (self.link)(file)?;
+                self.chain(description, vec![model])
             }
-            other => {
-                if options.function.is_some_and(|f| f != "main") {
-                    return Err(unsupported("a function of a model that is not an ML program".into()));
-                }
-                let description = description::decode(described, None).map_err(corrupt)?;
-                let decoded = crate::nn::decode(
-                    other,
-                    proto.specification_version,
-                    &description,
-                    options.custom_layers,
-                )
-                .map_err(|e| e.of(name))?;
-                (description, decoded)
-            }
-        };
-        description.class_labels = decoded.class_labels;
-        if let Some(labels) = &description.class_labels {
-            let names = [&description.predicted_feature, &description.predicted_probabilities];
-            let mut made = description.outputs.iter().filter(|feature| names.contains(&&feature.name));
-            if let Some(feature) = made.find(|feature| !convert::is_labelled(&feature.kind, labels)) {
-                let reason = format!("{} does not go with the classifier's labels", feature.kind.words());
-                return Err(corrupt((format!("output `{}`", feature.name), reason)));
+            _ => {
+                let estimator =
+                    Estimator::new(kind, &description, &self.options.limits).map_err(|e| e.of(name))?;
+                description.class_labels = estimator.labels().cloned();
+                self.labelled(&description)?;
+                Ok(Model::new(name, description, Body::Estimator(estimator)))
             }
         }
-        let plan = Plan::compile(decoded.function, decoded.inputs, decoded.outputs, &options.limits)
-            .map_err(|e| e.of(name))?;
-        Self::assemble(name, description, plan, NEXT.fetch_add(1, Ordering::Relaxed)).map_err(|e| e.of(name))
     }
 
-    fn assemble(name: &str, description: ModelDescription, plan: Plan, id: u64) -> Result<Self, DecodeError> {
+    /// Fails if what the description makes of a classifier's answer does not go with its labels.
+    fn labelled(&self, description: &ModelDescription) -> Result<(), LoadError> {
+        let Some(labels) = &description.class_labels else { return Ok(()) };
+        let names = [&description.predicted_feature, &description.predicted_probabilities];
+        let mut made = description.outputs.iter().filter(|feature| names.contains(&&feature.name));
+        match made.find(|feature| !convert::is_labelled(&feature.kind, labels)) {
+            None => Ok(()),
+            Some(feature) => {
+                let reason = format!("{} does not go with the classifier's labels", feature.kind.words());
+                Err(DecodeError::corrupt(format!("output `{}`", feature.name), reason).of(self.name))
+            }
+        }
+    }
+
+    fn pipeline(
+        &self,
+        description: ModelDescription,
+        pipeline: Option<&PipelineProto>,
+    ) -> Result<Model, LoadError> {
+        let pipeline = pipeline.filter(|pipeline| !pipeline.models.is_empty());
+        let corrupt = |reason: &str| DecodeError::corrupt("pipeline", reason).of(self.name);
+        let pipeline = pipeline.ok_or_else(|| corrupt("it has no models"))?;
+        if self.depth >= MAX_DEPTH {
+            return Err(corrupt("too many pipelines inside each other"));
+        }
+        let mut parts = Vec::with_capacity(pipeline.models.len());
+        for (i, model) in pipeline.models.iter().enumerate() {
+            let given = pipeline.names.get(i).filter(|given| !given.is_empty());
+            let name = format!("{}: {}", self.name, given.cloned().unwrap_or_else(|| format!("model{i}")));
+            parts.push(Source { name: &name, depth: self.depth + 1, ..*self }.load(model, None)?);
+        }
+        self.chain(description, parts)
+    }
+
+    /// A model of models: everything that one of them needs must have been made before.
+    fn chain(&self, mut description: ModelDescription, parts: Vec<Model>) -> Result<Model, LoadError> {
+        let corrupt = |at: String, reason: String| DecodeError::corrupt(at, reason).of(self.name);
+        let mut known: HashSet<&str> = description.inputs.iter().map(|f| f.name.as_str()).collect();
+        let mut made = HashSet::new();
+        for part in &parts {
+            let inner = &part.inner;
+            if !inner.states().is_empty() || !description.states.is_empty() {
+                return Err(DecodeError::Unsupported("a pipeline with a state".into()).of(self.name));
+            }
+            if let Some(feature) =
+                inner.description.inputs.iter().find(|f| !f.optional && !known.contains(&*f.name))
+            {
+                let reason = format!("no model before {} makes it", inner.path);
+                return Err(corrupt(format!("input `{}`", feature.name), reason));
+            }
+            known.extend(inner.description.outputs.iter().map(|f| f.name.as_str()));
+            made.extend(inner.description.outputs.iter().map(|f| f.name.as_str()));
+        }
+        if let Some(feature) = description.outputs.iter().find(|f| !made.contains(&*f.name)) {
+            return Err(corrupt(format!("output `{}`", feature.name), "no model of it makes it".into()));
+        }
+        description.class_labels = parts
+            .iter()
+            .rev()
+            .find(|part| {
+                let label = &part.description().predicted_feature;
+                part.description().class_labels.is_some()
+                    && (*label == description.predicted_feature || description.predicted_feature.is_empty())
+            })
+            .and_then(|part| part.description().class_labels.clone());
+        Ok(Model::new(self.name, description, Body::Pipeline(parts)))
+    }
+
+    fn program(&self, mut description: ModelDescription, decoded: mil::Decoded) -> Result<Model, LoadError> {
+        let name = self.name;
+        description.class_labels = decoded.class_labels;
+        self.labelled(&description)?;
+        let plan = Plan::compile(decoded.function, decoded.inputs, decoded.outputs, &self.options.limits)
+            .map_err(|e| e.of(name))?;
+        let program = Program::new(plan, &description).map_err(|e| e.of(name))?;
+        Ok(Model::new(name, description, Body::Program(program)))
+    }
+}
+
+impl Program {
+    fn new(plan: Plan, description: &ModelDescription) -> Result<Self, DecodeError> {
         let find = |features: &[Feature], name: &str, what: &str| {
             features.iter().position(|f| f.name == name).ok_or_else(|| {
                 DecodeError::corrupt(format!("{what} `{name}`"), "the description does not have it")
@@ -241,59 +472,7 @@ impl Model {
                 })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let path = name.to_owned();
-        Ok(Self { inner: Arc::new(Inner { id, path, description, plan, inputs, outputs }) })
-    }
-
-    /// What the model takes and gives.
-    #[must_use]
-    pub fn description(&self) -> &ModelDescription {
-        &self.inner.description
-    }
-
-    /// Where it was loaded from.
-    #[must_use]
-    pub fn path(&self) -> &str {
-        &self.inner.path
-    }
-
-    /// Steps of one prediction, and its multiply-adds as estimated from the declared shapes.
-    #[must_use]
-    pub fn plan_size(&self) -> (usize, usize) {
-        self.inner.plan.size()
-    }
-
-    /// Bytes of constants that are kept beside the packed weights.
-    #[must_use]
-    pub fn constant_bytes(&self) -> usize {
-        self.inner.plan.constant_bytes()
-    }
-
-    /// A reference that does not keep the model alive, for tables of shared models.
-    #[must_use]
-    pub fn downgrade(&self) -> WeakModel {
-        WeakModel { inner: Arc::downgrade(&self.inner) }
-    }
-
-    /// An instance that predicts with up to `threads` threads.
-    #[must_use]
-    pub fn session(&self, threads: NonZeroUsize) -> Session {
-        let threads = if self.inner.plan.is_parallel() { Threads::new(threads) } else { Threads::Caller };
-        Session { model: self.clone(), pool: BufferPool::new(), threads }
-    }
-
-    /// Memory for the model's states, all zero.
-    #[must_use]
-    pub fn new_state(&self) -> State {
-        let values = self.inner.plan.states.iter().map(|port| {
-            let shape = port.ty.fixed_shape().unwrap_or_default();
-            if port.ty.dtype.is_float() {
-                Value::F32(Tensor::zeros(&shape))
-            } else {
-                Value::I32(Tensor::zeros(&shape))
-            }
-        });
-        State { model: self.clone(), values: values.collect() }
+        Ok(Self { plan, inputs, outputs })
     }
 }
 
@@ -327,7 +506,7 @@ pub struct State {
 impl State {
     fn position(&self, name: &str) -> Result<(usize, &Feature), PredictError> {
         let inner = &self.model.inner;
-        let position = inner.plan.states.iter().position(|port| port.name == name);
+        let position = inner.states().iter().position(|port| port.name == name);
         let feature = inner.description.states.iter().find(|f| f.name == name);
         position.zip(feature).ok_or_else(|| PredictError::UnknownFeature {
             model: inner.path.clone(),
@@ -361,7 +540,7 @@ impl State {
         let inner = &self.model.inner;
         let pool = BufferPool::new();
         let given = Input::Array(*array);
-        let entry = convert::input(&given, &feature.kind, &inner.plan.states[position].ty, &pool)
+        let entry = convert::input(&given, &feature.kind, &inner.states()[position].ty, &pool)
             .map_err(|found| wrong_input(&inner.path, feature, found))?;
         self.values[position] = match entry {
             Entry::View(view) => view.to_owned_in(&pool),
@@ -385,6 +564,8 @@ pub struct Session {
     model: Model,
     pool: BufferPool,
     threads: Threads,
+    /// Of a pipeline: a session of each of its models.
+    parts: Vec<Session>,
 }
 
 impl Session {
@@ -404,15 +585,88 @@ impl Session {
         state: Option<&mut State>,
         wanted: &[&str],
     ) -> Result<Vec<(String, Output)>, PredictError> {
-        let inner = &*self.model.inner;
-        let states = states_of(inner, state)?;
-        known(inner, "input", &inner.description.inputs, inputs.iter().map(|(name, _)| *name))?;
-        known(inner, "output", &inner.description.outputs, wanted.iter().copied())?;
-        let entries = inner
+        let inner = Arc::clone(&self.model.inner);
+        let states = states_of(&inner, state)?;
+        known(&inner, "input", &inner.description.inputs, inputs.iter().map(|(name, _)| *name))?;
+        known(&inner, "output", &inner.description.outputs, wanted.iter().copied())?;
+        match &inner.body {
+            Body::Program(program) => self.run(&inner, program, inputs, states, wanted),
+            Body::Estimator(estimator) => {
+                let given = checked(&inner, inputs)?;
+                let features = Features::new(&inner.description, &given);
+                let result = estimator.predict(&features, &inner.description, wanted);
+                result.map_err(|source| PredictError::Op {
+                    model: inner.path.clone(),
+                    op: estimator.kind().to_owned(),
+                    output: inner.description.outputs.first().map(|f| f.name.clone()).unwrap_or_default(),
+                    source,
+                })
+            }
+            Body::Pipeline(_) => self.pass(&inner, &checked(&inner, inputs)?, wanted),
+        }
+    }
+
+    /// Runs the models of a pipeline one after the other. What one makes hides an earlier feature of the same name.
+    fn pass(
+        &mut self,
+        inner: &Inner,
+        inputs: &[(&str, Input<'_>)],
+        wanted: &[&str],
+    ) -> Result<Vec<(String, Output)>, PredictError> {
+        let mut made: HashMap<String, Output> = HashMap::new();
+        for part in &mut self.parts {
+            let outputs = {
+                let model = part.model.clone();
+                let description = model.description();
+                let mut fitted = Vec::with_capacity(description.inputs.len());
+                for feature in &description.inputs {
+                    let given =
+                        inputs.iter().find(|(name, _)| *name == feature.name).map(|(_, given)| *given);
+                    let Some(given) = made.get(&feature.name).map(Output::as_input).or(given) else {
+                        // The model itself says whether it can do without.
+                        continue;
+                    };
+                    let other = convert::fit(&given, &feature.kind)
+                        .map_err(|found| wrong_input(&part.model.inner.path, feature, found))?;
+                    fitted.push((feature.name.as_str(), given, other));
+                }
+                let given: Vec<_> = fitted
+                    .iter()
+                    .map(|(name, given, other)| (*name, other.as_ref().map_or(*given, Output::as_input)))
+                    .collect();
+                part.predict(&given, None, &[])?
+            };
+            made.extend(outputs);
+        }
+        let mut outputs = Vec::with_capacity(inner.description.outputs.len());
+        for feature in &inner.description.outputs {
+            if !wanted.is_empty() && !wanted.contains(&feature.name.as_str()) {
+                continue;
+            }
+            let wrong = |reason: String| PredictError::State {
+                model: inner.path.clone(),
+                reason: format!("output `{}`: {reason}", feature.name),
+            };
+            let output = made.remove(&feature.name).ok_or_else(|| wrong("no model made it".into()))?;
+            let fitted = convert::fit(&output.as_input(), &feature.kind).map_err(wrong)?;
+            outputs.push((feature.name.clone(), fitted.unwrap_or(output)));
+        }
+        Ok(outputs)
+    }
+
+    fn run(
+        &mut self,
+        inner: &Inner,
+        program: &Program,
+        inputs: &[(&str, Input<'_>)],
+        states: &mut [Value],
+        wanted: &[&str],
+    ) -> Result<Vec<(String, Output)>, PredictError> {
+        let entries = program
             .plan
             .inputs
             .iter()
-            .zip(&inner.inputs)
+            .zip(&program.inputs)
             .map(|(port, &feature)| {
                 let feature = &inner.description.inputs[feature];
                 match inputs.iter().find(|(name, _)| *name == feature.name) {
@@ -428,7 +682,7 @@ impl Session {
                 Entry::View(view) => view.clone(),
                 Entry::Owned(value) => value.view(),
             });
-            inner.plan.run(views, states, pool, |value| collect(inner, wanted, value))
+            program.plan.run(views, states, pool, |value| collect(inner, program, wanted, value))
         });
         for entry in entries {
             if let Entry::Owned(value) = entry {
@@ -446,12 +700,34 @@ impl Session {
     }
 }
 
+/// The inputs of an estimator or a pipeline, of the announced kinds; those with a default that are left out have it.
+fn checked<'a>(
+    inner: &Inner,
+    inputs: &[(&'a str, Input<'a>)],
+) -> Result<Vec<(&'a str, Input<'a>)>, PredictError> {
+    for feature in &inner.description.inputs {
+        match inputs.iter().find(|(name, _)| *name == feature.name) {
+            Some((_, given)) => convert::check(given, &feature.kind)
+                .map_err(|found| wrong_input(&inner.path, feature, found))?,
+            None if feature.optional => {}
+            None => {
+                return Err(PredictError::MissingInput {
+                    model: inner.path.clone(),
+                    feature: feature.name.clone(),
+                    expected: feature.kind.words(),
+                });
+            }
+        }
+    }
+    Ok(inputs.to_vec())
+}
+
 fn states_of<'a>(inner: &Inner, state: Option<&'a mut State>) -> Result<&'a mut [Value], PredictError> {
     let error = |reason: &str| PredictError::State { model: inner.path.clone(), reason: reason.to_owned() };
     match state {
         Some(state) if state.model.inner.id != inner.id => Err(error("the state belongs to another model")),
         Some(state) => Ok(&mut state.values),
-        None if inner.plan.states.is_empty() => Ok(&mut []),
+        None if inner.states().is_empty() => Ok(&mut []),
         None => Err(error("the model has states; a prediction needs one")),
     }
 }
@@ -495,15 +771,16 @@ fn default_input<'a>(inner: &Inner, feature: &Feature, ty: &TensorType) -> Resul
 
 fn collect<'v>(
     inner: &Inner,
+    program: &Program,
     wanted: &[&str],
     value: &'v dyn Fn(crate::ops::Source) -> Option<ValueView<'v>>,
 ) -> Result<Vec<(String, Output)>, PredictError> {
-    let mut outputs = Vec::with_capacity(inner.outputs.len());
-    for (feature, &port) in inner.description.outputs.iter().zip(&inner.outputs) {
+    let mut outputs = Vec::with_capacity(program.outputs.len());
+    for (feature, &port) in inner.description.outputs.iter().zip(&program.outputs) {
         if !wanted.is_empty() && !wanted.contains(&feature.name.as_str()) {
             continue;
         }
-        let output = value(inner.plan.outputs[port].place)
+        let output = value(program.plan.outputs[port].place)
             .ok_or_else(|| "no op made it".to_owned())
             .and_then(|view| convert::output(&view, &feature.kind, inner.labels_of(feature)))
             .map_err(|reason| PredictError::State {

@@ -325,7 +325,10 @@ pub(crate) unsafe extern "C" fn model_predict(
                 (Some((_, backing)), Output::Array(array)) if backing.take(&array)? => {
                     (Arc::clone(backing), 1)
                 }
-                (_, output) => (Value::of_output(output)?, 0),
+                (_, output) => {
+                    let kind = known.iter().find(|f| f.name == name).map(|f| &f.kind);
+                    (Value::of_output(output, kind)?, 0)
+                }
             };
             made.outputs.push(CmlOutput {
                 name: CmlStr::from(name.as_str()),

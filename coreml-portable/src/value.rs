@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use coreml_engine::description::ArrayDtype;
+use coreml_engine::description::{ArrayDtype, FeatureKind, KeyType};
 use coreml_engine::{Array, ArrayRef, Elements, ImageRef, Input, Key, Output, PixelFormat};
 use coreml_sys::{
     CML_DTYPE_FLOAT16, CML_DTYPE_FLOAT32, CML_DTYPE_FLOAT64, CML_DTYPE_INT8, CML_DTYPE_INT32,
@@ -132,6 +132,11 @@ impl Entries {
         let views = strings.iter().map(|key: &String| CmlStr::from(key.as_str())).collect();
         Self { ints, strings, views, values, key_kind }
     }
+
+    fn keys(&self) -> impl Iterator<Item = Key> {
+        let ints = self.ints.iter().copied().map(Key::Int64);
+        ints.chain(self.strings.iter().cloned().map(Key::String))
+    }
 }
 
 impl Value {
@@ -148,7 +153,18 @@ impl Value {
         Self::new(Content::Tensor(Tensor { dtype, shape, strides, span, memory }))
     }
 
-    pub(crate) fn of_output(output: Output) -> Result<Arc<Self>, Failure> {
+    /// `kind` is what the model's description says of the output: an empty dictionary does not know its keys.
+    pub(crate) fn of_output(output: Output, kind: Option<&FeatureKind>) -> Result<Arc<Self>, Failure> {
+        let key_kind = |first: Option<&Key>| match (first, kind) {
+            (Some(Key::Int64(_)), _) => CML_KIND_INT64,
+            (None, Some(FeatureKind::Dictionary { dictionary })) if dictionary.key == KeyType::Int64 => {
+                CML_KIND_INT64
+            }
+            (None, Some(FeatureKind::Sequence { sequence })) if sequence.element == KeyType::Int64 => {
+                CML_KIND_INT64
+            }
+            _ => CML_KIND_STRING,
+        };
         Ok(match output {
             Output::Array(array) => Self::of_array(array),
             Output::Image { format, width, height, pixels } => {
@@ -159,10 +175,13 @@ impl Value {
             Output::Key(Key::String(text)) => Self::new(Content::String(text)),
             Output::Double(x) => Self::new(Content::Double(x)),
             Output::Dictionary(entries) => {
-                let text = matches!(entries.first(), Some((Key::String(_), _)) | None);
+                let kind = key_kind(entries.first().map(|(key, _)| key));
                 let (keys, values) = entries.into_iter().unzip();
-                let kind = if text { CML_KIND_STRING } else { CML_KIND_INT64 };
                 Self::new(Content::Entries(Entries::new(keys, kind, Some(values))))
+            }
+            Output::Sequence(keys) => {
+                let kind = key_kind(keys.first());
+                Self::new(Content::Entries(Entries::new(keys, kind, None)))
             }
             _ => return Err(Failure::unsupported("an output of a kind that this bridge does not know")),
         })
@@ -210,9 +229,11 @@ impl Value {
             Content::Image(image) => Lent::Image { image, pixels: image.pixels.read()? },
             Content::Int64(x) => Lent::Scalar(Input::Int64(*x)),
             Content::Double(x) => Lent::Scalar(Input::Double(*x)),
-            Content::String(_) | Content::Entries(_) => {
-                return Err(Failure::unsupported("text, dictionaries and sequences as inputs of a model"));
-            }
+            Content::String(text) => Lent::Scalar(Input::String(text)),
+            Content::Entries(entries) => match &entries.values {
+                Some(values) => Lent::Dictionary(entries.keys().zip(values.iter().copied()).collect()),
+                None => Lent::Sequence(entries.keys().collect()),
+            },
         })
     }
 
@@ -241,7 +262,9 @@ impl Value {
 pub(crate) enum Lent<'a> {
     Tensor { dtype: ArrayDtype, shape: Vec<usize>, strides: Vec<usize>, memory: Reading<'a, Memory> },
     Image { image: &'a Image, pixels: Reading<'a, Vec<u8>> },
-    Scalar(Input<'static>),
+    Scalar(Input<'a>),
+    Dictionary(Vec<(Key, f64)>),
+    Sequence(Vec<Key>),
 }
 
 impl Lent<'_> {
@@ -258,6 +281,8 @@ impl Lent<'_> {
                 pixels,
             }),
             Self::Scalar(input) => *input,
+            Self::Dictionary(entries) => Input::Dictionary(entries),
+            Self::Sequence(keys) => Input::Sequence(keys),
         }
     }
 }
