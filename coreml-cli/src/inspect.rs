@@ -231,7 +231,8 @@ fn cost_words(cost: &Cost) -> String {
         format!("{x:.1} T")
     };
     let adds = short(cost.multiply_adds);
-    format!("{} multiply-adds, {}B", adds.trim_end(), short(cost.bytes))
+    let least = if cost.at_least { "at least " } else { "" };
+    format!("{least}{} multiply-adds, {}B", adds.trim_end(), short(cost.bytes))
 }
 
 fn print_features(out: &mut impl Write, features: &[Feature]) -> std::io::Result<()> {

