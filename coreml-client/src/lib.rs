@@ -92,7 +92,9 @@ mod shutdown;
 mod source;
 mod stats;
 mod swap;
+mod telemetry;
 #[cfg(test)]
+#[cfg(not(coreml_loom))]
 mod tests;
 mod timer;
 mod tokens;

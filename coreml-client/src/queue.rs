@@ -33,6 +33,10 @@ use smallvec::SmallVec;
 use crate::{Limits, Outcomes, Priority, Stage};
 
 #[cfg(test)]
+#[cfg(coreml_loom)]
+mod model;
+#[cfg(test)]
+#[cfg(not(coreml_loom))]
 mod tests;
 
 /// What a queue is made of.

@@ -8,7 +8,7 @@ use std::mem;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError, RwLock, Weak};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,6 +21,7 @@ use crate::shutdown::{Report, Shutdown};
 use crate::source::{LoadStage, ModelSource, Options, StageCell};
 use crate::stats::{ModelCounts, Stats};
 use crate::swap::{Check, Trial};
+use crate::telemetry;
 use crate::timer::Timer;
 use crate::tokens::{Gates, Mask, Serial, Tokens};
 use crate::version::{Origin, Service, Serving, Version};
@@ -105,6 +106,8 @@ pub(crate) struct Runtime {
     state: Mutex<State>,
     /// Something that a load waits for may have happened: memory was given back, a model became idle, the end.
     changed: Condvar,
+    /// Begins with the first load.
+    telemetry: Once,
     clock: Arc<Clock>,
     /// Requests for models that are not there.
     strays: AtomicU64,
@@ -242,6 +245,7 @@ impl Runtime {
                 live_threads: 0,
             }),
             changed: Condvar::new(),
+            telemetry: Once::new(),
             clock: Arc::default(),
             strays: AtomicU64::new(0),
             strays_closed: AtomicU64::new(0),
@@ -336,6 +340,7 @@ impl Runtime {
         }
         let ModelSource { path, config, options } = source;
         let request = (path, config);
+        self.telemetry.call_once(|| telemetry::begin(self));
         match state.requested.get_mut(&request) {
             Some(_) if crate::mutant!("a-load-for-each") => {}
             Some(Requested::Resolving(waiting)) => return waiting.push(loaded),
@@ -424,6 +429,9 @@ impl Runtime {
         state.retire();
         drop(state);
         let published = result.is_ok();
+        if let Ok(model_ref) = result {
+            telemetry::event("model loaded", model_ref, None);
+        }
         tell(waiting, &result);
         published
     }
@@ -568,10 +576,14 @@ impl Runtime {
         let mut state = self.lock();
         let memory = version.memory.swap(0, Ordering::Relaxed);
         state.memory.used -= memory;
-        if version.evicted.load(Ordering::Relaxed) {
+        let evicted = version.evicted.load(Ordering::Relaxed);
+        if evicted {
             state.memory.leaving -= memory;
         }
         drop(state);
+        if evicted {
+            telemetry::event("model evicted", version.model_ref, None);
+        }
         self.changed.notify_all();
     }
 
@@ -851,6 +863,16 @@ impl Runtime {
         Stats { outcomes, models_total, models }
     }
 
+    #[cfg(feature = "metrics")]
+    pub(crate) fn publish_metrics(&self) {
+        let (counts, pressure) = {
+            let state = self.lock();
+            (state.counts, state.memory.pressure)
+        };
+        let models: Vec<_> = self.all_versions().iter().map(|version| version.figures()).collect();
+        telemetry::publish(&counts, pressure, &models);
+    }
+
     /// Everything that was ever asked of this runtime.
     fn tally(&self, state: &State) -> (Outcomes, u64) {
         let strays = self.strays.load(Ordering::Relaxed);
@@ -974,7 +996,9 @@ fn load_thread(runtime: &Weak<Runtime>, request: (PathBuf, Config), options: Opt
             runtime.progress(&source, stage);
         }
     };
+    let start = Instant::now();
     let first = version.first_instance(progress);
+    telemetry::loaded(start.elapsed());
     let Some(strong) = runtime.upgrade() else { return };
     match first {
         Ok(instance) => {
@@ -1001,6 +1025,7 @@ impl Swapping {
     fn end(&mut self, result: Result<u64>) {
         let Some(done) = self.done.take() else { return };
         if let Some(runtime) = self.runtime.upgrade() {
+            telemetry::event("model swapped", self.model_ref, result.as_ref().err());
             let mut state = runtime.lock();
             if let Some(model) = state.models.get_mut(&self.model_ref) {
                 model.swapping = false;

@@ -172,6 +172,18 @@ pub(crate) struct Recorded {
     pub(crate) total: Latencies,
 }
 
+impl Recorded {
+    /// Small: it is not recorded to.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn empty() -> Self {
+        let empty = || match Histogram::new_with_bounds(1, 2, 0) {
+            Ok(histogram) => Latencies(histogram),
+            Err(error) => unreachable!("the bounds are constants and valid: {error}"),
+        };
+        Self { queue: empty(), predict: empty(), total: empty() }
+    }
+}
+
 impl Recorder {
     pub(crate) fn new() -> Self {
         Self(Mutex::new(Recorded {
@@ -208,6 +220,11 @@ pub enum WorkerState {
     Running,
     /// Ended.
     Stopped,
+}
+
+impl WorkerState {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Unstarted, Self::Building, Self::Idle, Self::Running, Self::Stopped];
 }
 
 impl fmt::Display for WorkerState {

@@ -22,6 +22,7 @@ use crate::queue::{
 use crate::runtime::{Runtime, Source, thread_name};
 use crate::source::{LoadStage, Options};
 use crate::stats::{ModelStats, Recorder, WorkerState, WorkerStats};
+use crate::telemetry::{Context, VersionMetrics};
 use crate::tokens::Gates;
 use crate::{
     Error, InferenceMessage, InferenceRequest, InferenceResult, InferenceTimings, Limits, Outcomes, Priority,
@@ -68,6 +69,7 @@ impl Reply for oneshot::Sender<Answer> {
 pub(crate) struct Request {
     id: Uuid,
     submitted: Instant,
+    context: Context,
     request: InferenceRequest,
 }
 
@@ -144,6 +146,7 @@ pub(crate) struct Version {
     /// Seats that have been taken; they are taken in order.
     started: AtomicUsize,
     recorder: Recorder,
+    metrics: VersionMetrics,
     description: OnceLock<Arc<ModelDescription>>,
     failures: Mutex<VecDeque<Instant>>,
     /// Moving mean of what a prediction takes; kept only if deadlines are checked against it.
@@ -198,14 +201,6 @@ struct Seat {
 }
 
 impl Seat {
-    const STATES: [WorkerState; 5] = [
-        WorkerState::Unstarted,
-        WorkerState::Building,
-        WorkerState::Idle,
-        WorkerState::Running,
-        WorkerState::Stopped,
-    ];
-
     fn new(wake: Sender<()>, signals: Receiver<()>) -> Self {
         let (busy_nanos, restarts) = (AtomicU64::new(0), AtomicU64::new(0));
         Self { wake, signals, state: AtomicU8::new(0), busy_nanos, restarts }
@@ -217,7 +212,7 @@ impl Seat {
 
     fn stats(&self) -> WorkerStats {
         WorkerStats {
-            state: Self::STATES[usize::from(self.state.load(Ordering::Relaxed))],
+            state: WorkerState::ALL[usize::from(self.state.load(Ordering::Relaxed))],
             busy: Duration::from_nanos(self.busy_nanos.load(Ordering::Relaxed)),
             restarts: self.restarts.load(Ordering::Relaxed),
         }
@@ -244,6 +239,7 @@ impl Version {
             .map(|batching| Gather { most: batching.max_batch.max(1), delay: batching.max_delay })
             .filter(|gather| gather.most > 1);
         let last_used = AtomicU64::new(clock.tick());
+        let metrics = VersionMetrics::new(model_ref, number, &path);
         Self {
             model_ref,
             number,
@@ -258,6 +254,7 @@ impl Version {
             seats: seats.into(),
             started: AtomicUsize::new(1),
             recorder: Recorder::new(),
+            metrics,
             description: OnceLock::new(),
             failures: Mutex::default(),
             expected_nanos: service.refuse_hopeless.then(AtomicU64::default),
@@ -300,7 +297,7 @@ impl Version {
             }
             Err(refused) => {
                 let denied = self.denied(refused.refusal, bytes);
-                let Request { id, submitted: _, request } = refused.payload;
+                let Request { id, submitted: _, context: _, request } = refused.payload;
                 Err((denied, InferenceMessage { id, model_ref, request, response_sender: refused.reply }))
             }
         }
@@ -320,7 +317,7 @@ impl Version {
             submitted,
             deadline,
             expected: self.expected(),
-            payload: Request { id, submitted, request },
+            payload: Request { id, submitted, context: Context::current(), request },
             reply: response_sender,
         };
         (offer, bytes)
@@ -366,7 +363,7 @@ impl Version {
                 }
                 Ok(key)
             }
-            Err(Offer { payload: Request { id, submitted: _, request }, reply, .. }) => {
+            Err(Offer { payload: Request { id, submitted: _, context: _, request }, reply, .. }) => {
                 Err(InferenceMessage { id, model_ref: self.model_ref, request, response_sender: reply })
             }
         }
@@ -436,8 +433,17 @@ impl Version {
     }
 
     pub(crate) fn stats(&self) -> ModelStats {
+        self.picture(self.recorder.snapshot())
+    }
+
+    /// Without the distributions, which are large.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn figures(&self) -> ModelStats {
+        self.picture(crate::stats::Recorded::empty())
+    }
+
+    fn picture(&self, recorded: crate::stats::Recorded) -> ModelStats {
         let snapshot = self.queue.snapshot();
-        let recorded = self.recorder.snapshot();
         ModelStats {
             model_ref: self.model_ref,
             version: self.number,
@@ -713,7 +719,8 @@ impl Lease<'_> {
         let model_ref = version.model_ref;
         let mut keys: SmallVec<[(Key, Uuid, Instant); 1]> = SmallVec::new();
         keys.extend(jobs.iter().map(|job| (job.key, job.payload.id, job.payload.submitted)));
-        let predicted = catch_unwind(AssertUnwindSafe(|| {
+        let context = jobs[0].payload.context.clone();
+        let predict = || {
             let mut outputs: Outputs = SmallVec::new();
             match joined(instance, &jobs) {
                 Some(all) => outputs.extend(all),
@@ -721,12 +728,17 @@ impl Lease<'_> {
             }
             drop(jobs);
             outputs
+        };
+        let predicted = catch_unwind(AssertUnwindSafe(|| {
+            context.predict(model_ref, version.number, self.worker, keys.len(), predict)
         }));
         let end = Instant::now();
         let predict = end - start;
         version.took(self.worker, predict, keys.len());
         for (_, _, submitted) in &keys {
-            version.recorder.record(start.saturating_duration_since(*submitted), predict);
+            let queue = start.saturating_duration_since(*submitted);
+            version.recorder.record(queue, predict);
+            version.metrics.record(queue, predict);
         }
         let outputs = match predicted {
             Ok(outputs) => outputs,

@@ -46,6 +46,8 @@ enum Verb {
     },
     /// Prove with `cargo tree` that the arrows between the crates point down.
     Layers,
+    /// Run the client's queue under loom: every interleaving of a few threads.
+    Loom,
     /// Bring the models that are not committed to models/cache (needs Python 3.11 and PyPI).
     Models,
     /// Prove what the client promises: eleven proofs that print their figures and fail on their bounds.
@@ -74,6 +76,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Bindings { check } => bindings::run(&root, check),
         Verb::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds),
         Verb::Layers => layers::run(&root),
+        Verb::Loom => prove::loom(&root),
         Verb::Models => models::run(&root),
         Verb::Prove(arguments) => prove::run(&root, &arguments),
         Verb::Shim { known } => shim::run(&root, known.as_deref()),

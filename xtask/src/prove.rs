@@ -53,7 +53,8 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     }
     let mut failed = Vec::new();
     for (proof, _) in wanted {
-        let mut command = command(root, proof, &["--release"]);
+        // With everything on: the bounds hold for who watches, too.
+        let mut command = command(root, proof, &["--release", "--features", "metrics,tracing,serde"]);
         command.env("COREML_SOAK_SECONDS", soak.to_string());
         if !short {
             command.env("COREML_PROOFS", "full");
@@ -97,4 +98,12 @@ fn plant(root: &Path, wanted: &[(&str, &str)]) -> anyhow::Result<()> {
         println!("{proof}: notices {mutant}");
     }
     Ok(())
+}
+
+/// The queue's model has a target folder of its own: its flag would make Cargo build everything anew each time.
+pub(crate) fn loom(root: &Path) -> anyhow::Result<()> {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(root).env("RUSTFLAGS", "--cfg coreml_loom").env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
+    command.args(["test", "--package", "coreml-client", "--lib", "--target-dir", "target/loom"]);
+    visible(command.args(["--", "queue::model"]))
 }

@@ -1,0 +1,232 @@
+//! What the features `metrics` and `tracing` add. Without them the types here are empty and do nothing.
+//!
+//! Durations are recorded as they happen. Counters and gauges are published once a second, from the figures that are kept
+//! anyway: so the way of a request is no longer for them, and what a scrape sees is consistent.
+
+use std::time::Duration;
+
+use coreml_bridge::ModelRef;
+
+#[cfg(feature = "metrics")]
+pub(crate) use on::{VersionMetrics, begin, loaded};
+
+#[cfg(not(feature = "metrics"))]
+pub(crate) use off::{VersionMetrics, begin, loaded};
+
+#[cfg(not(feature = "metrics"))]
+mod off {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::runtime::Runtime;
+
+    pub(crate) struct VersionMetrics;
+
+    impl VersionMetrics {
+        pub(crate) fn new(_: ModelRef, _: u64, _: &Path) -> Self {
+            Self
+        }
+
+        pub(crate) fn record(&self, _: Duration, _: Duration) {}
+    }
+
+    pub(crate) fn begin(_: &Arc<Runtime>) {}
+
+    pub(crate) fn loaded(_: Duration) {}
+}
+
+#[cfg(feature = "metrics")]
+mod on {
+    use std::path::Path;
+    use std::sync::{Arc, Weak};
+    use std::time::Instant;
+
+    use metrics::{Histogram, Label, counter, gauge, histogram};
+
+    use super::*;
+    use crate::runtime::Runtime;
+    use crate::stats::{ModelCounts, ModelStats, WorkerState};
+    use crate::timer::Timer;
+    use crate::{MemoryPressure, Outcomes, Priority};
+
+    const PERIOD: Duration = Duration::from_secs(1);
+
+    /// The name of the file tells people which model it is, and the number tells apart those of one name.
+    fn labels(model_ref: ModelRef, version: u64, path: &Path) -> [Label; 2] {
+        let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
+        let model = format!("{stem}#{}", model_ref.as_u64());
+        [Label::new("model", model), Label::new("version", version.to_string())]
+    }
+
+    fn with(labels: &[Label; 2], key: &'static str, value: impl Into<metrics::SharedString>) -> Vec<Label> {
+        let mut all = labels.to_vec();
+        all.push(Label::new(key, value));
+        all
+    }
+
+    /// The distributions of one version.
+    pub(crate) struct VersionMetrics {
+        queue: Histogram,
+        predict: Histogram,
+        request: Histogram,
+    }
+
+    impl VersionMetrics {
+        pub(crate) fn new(model_ref: ModelRef, version: u64, path: &Path) -> Self {
+            let labels = labels(model_ref, version, path).to_vec();
+            Self {
+                queue: histogram!("coreml_queue_duration_seconds", labels.clone()),
+                predict: histogram!("coreml_predict_duration_seconds", labels.clone()),
+                request: histogram!("coreml_request_duration_seconds", labels),
+            }
+        }
+
+        pub(crate) fn record(&self, queue: Duration, predict: Duration) {
+            self.queue.record(queue.as_secs_f64());
+            self.predict.record(predict.as_secs_f64());
+            self.request.record((queue + predict).as_secs_f64());
+        }
+    }
+
+    pub(crate) fn loaded(took: Duration) {
+        histogram!("coreml_model_load_duration_seconds").record(took.as_secs_f64());
+    }
+
+    /// Publishes once a second for as long as the runtime is there.
+    pub(crate) fn begin(runtime: &Arc<Runtime>) {
+        again(Arc::downgrade(runtime));
+    }
+
+    fn again(runtime: Weak<Runtime>) {
+        let publish = move || {
+            if let Some(strong) = runtime.upgrade() {
+                // A recorder is code of others, and this thread keeps the deadlines.
+                let published = std::panic::AssertUnwindSafe(|| strong.publish_metrics());
+                if let Err(panic) = std::panic::catch_unwind(published) {
+                    crate::error::panic_message(panic);
+                }
+                drop(strong);
+                again(runtime);
+            }
+        };
+        // Without a thread for the timer nothing is published; requests are served all the same.
+        let _ = Timer::global().set(Instant::now() + PERIOD, Box::new(publish));
+    }
+
+    pub(crate) fn publish(counts: &ModelCounts, pressure: MemoryPressure, models: &[ModelStats]) {
+        let ModelCounts {
+            loads_ok,
+            loads_failed,
+            revived,
+            swaps_ok,
+            swaps_failed,
+            rollbacks,
+            evicted_for_room,
+            evicted_under_pressure,
+            memory: _,
+        } = *counts;
+        for (outcome, count) in [("ok", loads_ok), ("error", loads_failed), ("revived", revived)] {
+            counter!("coreml_model_loads_total", "outcome" => outcome).absolute(count);
+        }
+        for (outcome, count) in [("ok", swaps_ok), ("error", swaps_failed), ("rollback", rollbacks)] {
+            counter!("coreml_swaps_total", "outcome" => outcome).absolute(count);
+        }
+        for (reason, count) in [("room", evicted_for_room), ("pressure", evicted_under_pressure)] {
+            counter!("coreml_cache_evictions_total", "reason" => reason).absolute(count);
+        }
+        gauge!("coreml_memory_pressure_level").set(f64::from(pressure as u8));
+        for model in models {
+            publish_model(model);
+        }
+    }
+
+    fn publish_model(model: &ModelStats) {
+        let labels = labels(model.model_ref, model.version, &model.path);
+        for priority in Priority::ALL {
+            let Outcomes { submitted: _, ok, error, cancelled, expired, rejected, closed } =
+                model.outcomes[priority.index()];
+            for (outcome, count) in [
+                ("ok", ok),
+                ("error", error),
+                ("cancelled", cancelled),
+                ("expired", expired),
+                ("rejected", rejected),
+                ("closed", closed),
+            ] {
+                let mut all = with(&labels, "outcome", outcome);
+                all.push(Label::new("priority", priority.to_string()));
+                counter!("coreml_requests_total", all).absolute(count);
+            }
+            let depth = model.depth[priority.index()];
+            gauge!("coreml_queue_depth", with(&labels, "priority", priority.to_string())).set(depth as f64);
+        }
+        gauge!("coreml_queue_bytes", labels.to_vec()).set(model.bytes as f64);
+        gauge!("coreml_inflight", labels.to_vec()).set(model.running as f64);
+        gauge!("coreml_model_memory_bytes", with(&labels, "kind", "budgeted")).set(model.memory as f64);
+        let mut restarts = 0;
+        for (index, worker) in model.workers.iter().enumerate() {
+            restarts += worker.restarts;
+            // Seconds have fractions, which the facade's counters cannot hold.
+            gauge!("coreml_worker_busy_seconds_total", with(&labels, "worker", index.to_string()))
+                .set(worker.busy.as_secs_f64());
+        }
+        counter!("coreml_worker_restarts_total", with(&labels, "cause", "panic")).absolute(restarts);
+        for state in WorkerState::ALL {
+            let count = model.workers.iter().filter(|worker| worker.state == state).count();
+            gauge!("coreml_workers", with(&labels, "state", state.to_string())).set(count as f64);
+        }
+    }
+}
+
+#[cfg(feature = "metrics")]
+pub(crate) use on::publish;
+
+/// The span in which a request was made; it travels with the request.
+#[derive(Clone)]
+pub(crate) struct Context {
+    #[cfg(feature = "tracing")]
+    span: tracing::Span,
+}
+
+impl Context {
+    pub(crate) fn current() -> Self {
+        Self {
+            #[cfg(feature = "tracing")]
+            span: tracing::Span::current(),
+        }
+    }
+
+    /// Runs a prediction in a span below the request's.
+    #[allow(unused_variables, reason = "without tracing nobody is told")]
+    pub(crate) fn predict<T>(
+        &self,
+        model_ref: ModelRef,
+        version: u64,
+        worker: usize,
+        batch: usize,
+        code: impl FnOnce() -> T,
+    ) -> T {
+        #[cfg(feature = "tracing")]
+        let _entered = tracing::info_span!(
+            parent: &self.span,
+            "coreml_predict",
+            model = %model_ref,
+            version,
+            worker,
+            batch
+        )
+        .entered();
+        code()
+    }
+}
+
+/// Something that happens to a model, for the log.
+#[allow(unused_variables, reason = "without tracing nobody is told")]
+pub(crate) fn event(what: &'static str, model_ref: ModelRef, error: Option<&crate::Error>) {
+    #[cfg(feature = "tracing")]
+    match error {
+        None => tracing::info!(model = %model_ref, "{what}"),
+        Some(error) => tracing::warn!(model = %model_ref, error = error as &dyn std::error::Error, "{what}"),
+    }
+}
