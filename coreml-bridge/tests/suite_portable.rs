@@ -52,3 +52,50 @@ fn subject() -> Subject {
 }
 
 mount!(subject);
+
+/// The greatest probability of the first image.
+fn first_digit(path: &Path) -> f32 {
+    let handle = Bridge::portable().load(path, &coreml_bridge::Config::default()).unwrap();
+    let mut features = coreml_bridge::Features::new();
+    let image = Tensor::from_vec(&[1, 1, 8, 8], numbers("test_images.npy", 64)).unwrap();
+    features.insert("image", coreml_bridge::Value::Tensor(image));
+    let outputs = handle.predict(&features).unwrap();
+    let Some(coreml_bridge::Value::Tensor(found)) = outputs.get("probabilities") else { panic!("a tensor") };
+    found.to_vec::<f32>().unwrap().into_iter().fold(0.0, f32::max)
+}
+
+#[test]
+fn a_compiled_model_is_a_copy_that_loads() {
+    let _turn = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = std::env::temp_dir().join(format!("coreml-compile-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let expected = numbers("reference_probabilities.npy", 10).into_iter().fold(0.0, f32::max);
+    for file in ["digits-f32.mlpackage", "digits.mlmodel"] {
+        let name = Path::new(file).with_extension("mlmodelc");
+        // The second time it replaces the first.
+        for _ in 0..2 {
+            let made = Bridge::portable().compile(&digits(file), Some(&folder)).unwrap();
+            assert_eq!(made, folder.join(&name));
+            assert!((first_digit(&made) - expected).abs() < 1e-3, "{file}");
+        }
+        let made = Bridge::portable().compile(&digits(file), None).unwrap();
+        assert_eq!(made.file_name(), Some(name.as_os_str()));
+        assert!((first_digit(&made) - expected).abs() < 1e-3, "{file}");
+        std::fs::remove_dir_all(made.parent().unwrap()).unwrap();
+    }
+    let compiled = folder.join("digits.mlmodelc");
+    let error = Bridge::portable().compile(&compiled, Some(&folder)).unwrap_err();
+    assert!(format!("{error:#} {error:?}").contains("compiled already"), "{error:?}");
+    std::fs::write(folder.join("broken.mlmodel"), b"nonsense").unwrap();
+    assert!(Bridge::portable().compile(&folder.join("broken.mlmodel"), Some(&folder)).is_err());
+    assert!(Bridge::portable().compile(&digits("digits.mlmodel"), Some(&folder.join("absent"))).is_err());
+    let mut left: Vec<_> =
+        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(
+        left,
+        ["broken.mlmodel", "digits-f32.mlmodelc", "digits.mlmodelc"],
+        "nothing half done is left"
+    );
+    std::fs::remove_dir_all(&folder).unwrap();
+}

@@ -79,6 +79,18 @@ fn quantized_weights_of_a_compiled_program_are_dequantized() {
 }
 
 #[test]
+fn the_models_of_a_pipeline_run_one_after_the_other_with_their_own_weights() {
+    // x + w as halves, plus w again, with w = [1/4, -1/4, 1/2, -1/2].
+    let x = [1.000_3_f32, -1.000_3, 1.000_7, -1.000_7];
+    let w = [0.25_f32, -0.25, 0.5, -0.5];
+    let rounded = |i: usize| f16::from_f32(x[i] + w[i]).to_f32();
+    let mut session = session("pipeline-weighted");
+    let input = Elements::Float32(x.to_vec());
+    let (_, found) = predict(&mut session, &[("input", array(&[4], &input))], "result");
+    assert_eq!(found, [0, 1, 2, 3].map(|i| rounded(i) + w[i]));
+}
+
+#[test]
 fn subnormal_halves_are_exact() {
     let x = Elements::Float32(vec![0.0; 5]);
     let (_, y) = predict(&mut session("fp16-subnormal-cast"), &[("input", array(&[5], &x))], "output");

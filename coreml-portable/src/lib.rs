@@ -14,6 +14,7 @@
 
 mod arguments;
 mod blob;
+mod compile;
 mod error;
 mod live;
 mod model;

@@ -17,6 +17,7 @@ use coreml_sys::{
 
 use crate::arguments::{self, out, place};
 use crate::blob;
+use crate::compile;
 use crate::error::{Failure, slot};
 use crate::live::{Kind, Live};
 use crate::serial::Serial;
@@ -128,17 +129,32 @@ unsafe fn configuration<'a>(config: *const CmlConfig) -> Result<(Option<&'a str>
 
 pub(crate) unsafe extern "C" fn model_compile(
     _self: *mut c_void,
-    _source: CmlStr,
-    _folder: CmlStr,
+    source: CmlStr,
+    folder: CmlStr,
     path: *mut *mut CmlBlob,
     error: *mut *mut CmlError,
 ) -> CmlStatus {
     let body = || {
         // SAFETY: the table's contract on `path`.
-        unsafe { out(path, "path") }?;
-        Err(Failure::unsupported(
-            "compiling to .mlmodelc, which only Apple's Core ML does; load the model itself",
-        ))
+        let mut path = unsafe { out(path, "path") }?;
+        // SAFETY: borrowed for the call.
+        let source = Path::new(unsafe { arguments::text(source, "the path") }?);
+        let folder = if folder.ptr.is_null() || folder.len == 0 {
+            None
+        } else {
+            // SAFETY: as above.
+            Some(unsafe { arguments::text(folder, "the folder") }?)
+        };
+        if source.extension().is_some_and(|extension| extension == "mlmodelc") {
+            return Err(Failure::invalid(format!("{} is compiled already", source.display())));
+        }
+        // What does not load does not compile.
+        load(source, None)?;
+        let made = compile::write(source, folder.map(Path::new))?;
+        let text = made.into_os_string().into_string();
+        let text = text.map_err(|_| Failure::invalid("the temporary folder's path is not UTF-8"))?;
+        path.set(blob::into_handle(text.into_bytes()));
+        Ok(())
     };
     // SAFETY: the table's contract on `error`.
     unsafe { slot(error, body) }
