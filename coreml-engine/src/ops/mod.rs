@@ -32,6 +32,7 @@ pub(crate) mod slicing;
 pub(crate) mod states;
 pub(crate) mod tensor_operation;
 pub(crate) mod tensor_transformation;
+pub(crate) mod transformers;
 
 pub(crate) use builder::{Axis, BlockInput, Input, Ints, OpBuilder, parameter, resolve_axis};
 pub(crate) use run::{Read, Run, Slot, Source};
@@ -92,6 +93,7 @@ pub static FAMILIES: &[Family] = &[
     Family { name: "states", ops: states::OPS },
     Family { name: "tensor_operation", ops: tensor_operation::OPS },
     Family { name: "tensor_transformation", ops: tensor_transformation::OPS },
+    Family { name: "transformers", ops: transformers::OPS },
 ];
 
 /// Ops that no kernel runs, because they say something of the program: the decoder takes them.

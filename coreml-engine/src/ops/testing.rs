@@ -53,6 +53,14 @@ impl Case {
         self
     }
 
+    /// Booleans that are only known at run time.
+    pub(crate) fn input_bool(mut self, name: &'static str, shape: &[usize], data: &[i32]) -> Self {
+        let value = Value::I32(Tensor::from_data(shape, data.to_vec()));
+        let id = self.add_input(name, DType::Bool, value);
+        self.arguments.push((name, Argument::One(id)));
+        self
+    }
+
     /// Several tensors under one name.
     pub(crate) fn inputs(mut self, name: &'static str, tensors: &[(&[usize], &[f32])]) -> Self {
         let ids = tensors
