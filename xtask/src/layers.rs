@@ -11,6 +11,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("coreml-sys", &["coreml-engine", "coreml-portable", "coreml-bridge", "coreml-client", "tokio"]),
     ("coreml-engine", &["coreml-sys", "coreml-portable", "coreml-bridge", "coreml-client", "tokio"]),
     ("coreml-portable", &["coreml-bridge", "coreml-client", "tokio"]),
+    ("coreml-capi", &["coreml-bridge", "coreml-client", "tokio"]),
     ("coreml-bridge", &["coreml-client", "tokio", "crossbeam-channel"]),
     ("coreml-client", &["clap", "image", "coreml-cli", "coreml-text"]),
 ];
@@ -19,6 +20,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
 const REQUIRED: &[(&str, &[&str])] = &[
     ("coreml-engine", &["coreml-proto", "rten-gemm"]),
     ("coreml-portable", &["coreml-sys", "coreml-engine"]),
+    ("coreml-capi", &["coreml-portable"]),
     ("coreml-bridge", &["coreml-sys", "coreml-portable"]),
     ("coreml-client", &["coreml-bridge", "crossbeam-channel", "tokio"]),
     ("coreml-text", &["coreml-client", "tokenizers"]),

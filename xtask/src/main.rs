@@ -3,6 +3,7 @@
 mod asan;
 mod bench;
 mod bindings;
+mod conformance;
 mod fuzz;
 mod layers;
 mod models;
@@ -35,6 +36,9 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Run coremltools' own tests against the portable engine (needs Python 3.11, PyPI and gigabytes).
+    #[command(after_help = "Example: cargo xtask conformance --sample 1/40 --only ops/tests/iOS14")]
+    Conformance(conformance::Arguments),
     /// Run the fuzz targets (needs a nightly compiler and cargo-fuzz).
     #[command(after_help = "Example: cargo xtask fuzz model --seconds 600")]
     Fuzz {
@@ -53,6 +57,12 @@ enum Verb {
     /// Prove what the client promises: eleven proofs that print their figures and fail on their bounds.
     #[command(after_help = "Example: cargo xtask prove soak --soak 60")]
     Prove(prove::Arguments),
+    /// Run the tests of the Python package.
+    Python {
+        /// An environment with the packages of conformance/requirements.txt; made in models/cache if none.
+        #[arg(long, value_name = "FOLDER")]
+        environment: Option<PathBuf>,
+    },
     /// Compile, run and attack the Objective-C shim off Apple (needs clang and GNUstep, see bridge-objc/README.md).
     Shim {
         /// Make the list of Apple's declarations anew from the unpacked objc2 crates in this folder.
@@ -74,11 +84,13 @@ fn main() -> anyhow::Result<()> {
         Verb::Asan => asan::run(&root),
         Verb::Bench(arguments) => bench::run(&root, &arguments),
         Verb::Bindings { check } => bindings::run(&root, check),
+        Verb::Conformance(arguments) => conformance::run(&root, &arguments),
         Verb::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds),
         Verb::Layers => layers::run(&root),
         Verb::Loom => prove::loom(&root),
         Verb::Models => models::run(&root),
         Verb::Prove(arguments) => prove::run(&root, &arguments),
+        Verb::Python { environment } => conformance::python(&root, environment.as_deref()),
         Verb::Shim { known } => shim::run(&root, known.as_deref()),
     }
 }

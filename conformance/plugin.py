@@ -1,0 +1,176 @@
+"""A pytest plug-in that runs coremltools' own tests against the portable engine: `pytest -p plugin`.
+
+It must be imported before coremltools. Environment:
+
+    CONFORMANCE_ENGINE   `portable` (the default), or a planted wrong engine: `skewed` (outputs x 1.1 + 0.05), `zeros`
+    CONFORMANCE_SAMPLE   `k/n` keeps the tests whose stable hash modulo n is below k
+    CONFORMANCE_STRICT   `0` leaves coremltools' tolerance for float16 (atol 0.5, rtol 0.05), which proves little
+    CONFORMANCE_LOG      where a line of JSON per test goes: id, outcome, seconds, loads, predictions, refusals
+    CONFORMANCE_CORPUS   a folder to which the cases that pass are recorded
+"""
+
+import json
+import os
+import platform
+import random
+import re
+import shutil
+import sys
+import tempfile
+import zlib
+
+import numpy as np
+import pytest
+
+import coreml_portable
+import coreml_portable.coremltools as binding
+
+ENGINE = os.environ.get("CONFORMANCE_ENGINE", "portable")
+CORPUS = os.environ.get("CONFORMANCE_CORPUS")
+SEEN = {"loads": 0, "predictions": 0, "errors": []}
+RECORDED = []
+
+
+def _skewed(value):
+    if isinstance(value, np.ndarray):
+        return (value * 1.1 + 0.05).astype(value.dtype) if value.dtype.kind == "f" else value + 1
+    if isinstance(value, (int, float)):
+        return value * 1.1 + 0.05
+    if isinstance(value, dict):
+        return {key: number * 1.1 + 0.05 for key, number in value.items()}
+    if hasattr(value, "point"):
+        return value.point(lambda level: level * 1.1 + 5)
+    return value
+
+
+def _zeros(value):
+    if isinstance(value, np.ndarray):
+        return np.zeros_like(value)
+    if isinstance(value, (int, float)):
+        return type(value)(0)
+    if isinstance(value, dict):
+        return {key: 0.0 for key in value}
+    if hasattr(value, "point"):
+        return value.point(lambda level: 0)
+    return value
+
+
+_PLANTED = {"portable": None, "skewed": _skewed, "zeros": _zeros}[ENGINE]
+
+
+class _Counted(binding._MLModelProxy):
+    """The product's proxy, counted."""
+
+    def __init__(self, path, compute_units, function_name="", optimization_hints=None, asset=None):
+        SEEN["loads"] += 1
+        self.function = function_name
+        try:
+            super().__init__(path, compute_units, function_name, optimization_hints, asset)
+        except RuntimeError as error:
+            SEEN["errors"].append(str(error)[:400])
+            raise
+
+    def predict(self, data, state=None):
+        SEEN["predictions"] += 1
+        try:
+            outputs = super().predict(data, state)
+        except Exception as error:
+            SEEN["errors"].append(str(error)[:400])
+            raise
+        if CORPUS and state is None:
+            RECORDED.append((self, self._compiled, dict(data), outputs))
+        return outputs if _PLANTED is None else {name: _PLANTED(value) for name, value in outputs.items()}
+
+
+_Counted.__name__ = "_MLModelProxy"
+binding._MLModelProxy = _Counted
+binding._NAMES["_MLModelProxy"] = _Counted
+coreml_portable.install()
+# Some tests are for one architecture.
+platform.machine = lambda: "arm64"
+
+
+def _old_libsvm():
+    """libsvm asks SciPy for names of NumPy that SciPy no longer passes on."""
+    try:
+        import scipy
+    except ImportError:
+        return
+    for name in dir(np):
+        if not name.startswith("_") and name not in vars(scipy):
+            setattr(scipy, name, getattr(np, name))
+
+
+_old_libsvm()
+
+
+def _identity(item):
+    return item.nodeid.split("site-packages/")[-1]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    sample = os.environ.get("CONFORMANCE_SAMPLE")
+    if not sample:
+        return
+    least, modulus = (int(number) for number in sample.split("/"))
+    kept = [item for item in items if zlib.crc32(_identity(item).encode()) % modulus < least]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    seed = zlib.crc32(_identity(item).encode())
+    random.seed(seed)
+    np.random.seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+    SEEN.update(loads=0, predictions=0, errors=[])
+    RECORDED.clear()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    if report.when == "setup" and report.outcome == "passed" or report.when == "teardown":
+        return
+    log = os.environ.get("CONFORMANCE_LOG")
+    if log:
+        line = {
+            "id": _identity(item),
+            "outcome": "xfail" if hasattr(report, "wasxfail") else report.outcome,
+            "seconds": round(report.duration, 4),
+            "why": str(call.excinfo.value)[:600] if report.outcome != "passed" and call.excinfo else "",
+            **SEEN,
+        }
+        with open(log + os.environ.get("PYTEST_XDIST_WORKER", ""), "a") as file:
+            file.write(json.dumps(line) + "\n")
+    if CORPUS and report.when == "call" and report.outcome == "passed":
+        import record
+
+        record.keep(CORPUS, _identity(item), RECORDED)
+    RECORDED.clear()
+
+
+_LOOSE = ("compare_backend", "convert_and_compare")
+
+
+def pytest_sessionstart(session):
+    """Judges float16 by 2e-2. `compare_backend` judges a second time with `isclose`, so that is tightened too."""
+    if os.environ.get("CONFORMANCE_STRICT") == "0":
+        return
+    allclose, isclose = np.testing.assert_allclose, np.isclose
+
+    def strict_allclose(actual, desired, rtol=1e-7, atol=0, *rest, **named):
+        if sys._getframe(1).f_code.co_name in _LOOSE and atol >= 0.5:
+            rtol = atol = 2e-2
+        return allclose(actual, desired, rtol, atol, *rest, **named)
+
+    def strict_isclose(a, b, rtol=1e-5, atol=1e-8, *rest, **named):
+        if sys._getframe(1).f_code.co_name in _LOOSE and atol >= 0.5:
+            rtol = atol = 2e-2
+        return isclose(a, b, rtol, atol, *rest, **named)
+
+    np.testing.assert_allclose = strict_allclose
+    np.isclose = strict_isclose

@@ -1,0 +1,275 @@
+"""Makes coremltools predict with the portable engine where Apple's framework is missing.
+
+coremltools predicts through a native module, `coremltools.libcoremlpython`, which exists on macOS only. :func:`install`
+puts a module of that name and interface in its place and tells coremltools that it may predict.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import types
+import weakref
+from typing import Any
+
+import numpy as np
+
+from .errors import CoreMLError, whole_message
+from .model import Model, State
+
+_MODULE = "coremltools.libcoremlpython"
+_SPECIFICATION_VERSION = 10
+
+
+def _failure(error: CoreMLError) -> RuntimeError:
+    """The native module raises RuntimeError with one message; the typed chain is its cause."""
+    failure = RuntimeError(whole_message(error))
+    failure.__cause__ = error
+    return failure
+
+
+def _compiled(source: str) -> str:
+    """A folder `*.mlmodelc` that holds the model as it is; only this engine reads it."""
+    folder = tempfile.mkdtemp(suffix=".mlmodelc")
+    name = "model.mlpackage" if os.path.isdir(source) else "model.mlmodel"
+    (shutil.copytree if os.path.isdir(source) else shutil.copyfile)(source, os.path.join(folder, name))
+    return folder
+
+
+def _source(path: str) -> str:
+    """What to load for a path: the model inside a folder that :func:`_compiled` made, or the path itself."""
+    for name in ("model.mlpackage", "model.mlmodel"):
+        inside = os.path.join(path, name)
+        if path.endswith(".mlmodelc") and os.path.exists(inside):
+            return inside
+    return path
+
+
+def _input(feature: dict[str, Any] | None, value: Any) -> Any:
+    """What the native module's conversion lets through; Core ML itself converts arrays to the declared type."""
+    if feature and feature["kind"] == "tensor":
+        if isinstance(value, (str, bytes, dict)):
+            raise RuntimeError(f"the input {feature['name']} is a multi-array, not a {type(value).__name__}")
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise RuntimeError(f"Unsupported array type: {array.dtype}")
+        return array.astype(feature["tensor"]["dtype"], copy=False)
+    if isinstance(value, np.ndarray) and value.size == 1:
+        return value.item()
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _output(value: Any) -> Any:
+    """The native module has no float16 and hands colour out as RGBA."""
+    if isinstance(value, np.ndarray) and value.dtype == np.float16:
+        return value.astype(np.float32)
+    return value
+
+
+class _State:
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def read_state(self, name: str) -> np.ndarray:
+        try:
+            return _output(self.state[name])
+        except CoreMLError as error:
+            raise _failure(error) from error
+
+    def write_state(self, name: str, value: Any) -> None:
+        try:
+            self.state[name] = value
+        except CoreMLError as error:
+            raise _failure(error) from error
+
+
+class _MLModelAssetProxy:
+    def __init__(self, path: str, owned: bool = False) -> None:
+        self.path = path
+        if owned:
+            weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
+
+
+class _MLModelProxy:
+    def __init__(
+        self,
+        path: str,
+        compute_units: str,
+        function_name: str = "",
+        optimization_hints: dict[str, str] | None = None,
+        asset: _MLModelAssetProxy | None = None,
+    ) -> None:
+        path = os.fspath(asset.path if asset is not None else path).rstrip("/")
+        self._asset = asset
+        begin = time.perf_counter_ns()
+        try:
+            self._model = Model(_source(path), function=function_name or None, compute_units=compute_units)
+        except CoreMLError as error:
+            raise _failure(error) from error
+        self._load_ns = time.perf_counter_ns() - begin
+        self._predict_ns: int | None = None
+        self._features = {feature["name"]: feature for feature in self._model.description.get("inputs", [])}
+        self._compiled = path
+        if not path.endswith(".mlmodelc"):
+            # coremltools may delete the source; the compiled model lasts as long as this object.
+            self._compiled = _compiled(path)
+            weakref.finalize(self, shutil.rmtree, self._compiled, ignore_errors=True)
+
+    def predict(self, data: dict[str, Any], state: _State | None = None) -> dict[str, Any]:
+        begin = time.perf_counter_ns()
+        try:
+            inputs = {name: _input(self._features.get(name), value) for name, value in data.items()}
+            outputs = self._model.predict(inputs, state.state if state is not None else None)
+        except CoreMLError as error:
+            raise _failure(error) from error
+        self._predict_ns = time.perf_counter_ns() - begin
+        return {name: _output(value) for name, value in outputs.items()}
+
+    def batchPredict(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:  # noqa: N802, the native name
+        return [self.predict(data) for data in batch]
+
+    def newState(self) -> _State:  # noqa: N802, the native name
+        try:
+            return _State(self._model.new_state())
+        except CoreMLError as error:
+            raise _failure(error) from error
+
+    def get_compiled_model_path(self) -> str:
+        return self._compiled
+
+    def get_load_duration_in_nano_seconds(self) -> int:
+        return self._load_ns
+
+    def get_last_predict_duration_in_nano_seconds(self) -> int | None:
+        return self._predict_ns
+
+    @staticmethod
+    def maximum_supported_specification_version() -> int:
+        return _SPECIFICATION_VERSION
+
+    @staticmethod
+    def auto_set_specification_version(specification: bytes) -> bytes:
+        raise RuntimeError("setting the specification version needs Apple's Core ML")
+
+    @staticmethod
+    def compileModel(path: str) -> str:  # noqa: N802, the native name
+        path = path.rstrip("/")
+        try:
+            Model(path).close()
+        except CoreMLError as error:
+            raise _failure(error) from error
+        return _compiled(path)
+
+    @staticmethod
+    def create_model_asset_from_path(path: str) -> _MLModelAssetProxy:
+        return _MLModelAssetProxy(path)
+
+    @staticmethod
+    def create_model_asset_from_memory(spec_data: bytes, blob_mapping: dict[Any, bytes]) -> _MLModelAssetProxy:
+        folder = tempfile.mkdtemp(suffix=".mlpackage")
+        data = os.path.join(folder, "Data", "com.apple.CoreML")
+        os.makedirs(os.path.join(data, "weights"))
+        with open(os.path.join(data, "model.mlmodel"), "wb") as file:
+            file.write(spec_data)
+        for name, content in (blob_mapping or {}).items():
+            with open(os.path.join(data, "weights", os.path.basename(str(name))), "wb") as file:
+                file.write(content)
+        entries = {
+            key: {"path": f"com.apple.CoreML/{name}", "name": name, "author": "com.apple.CoreML", "description": ""}
+            for key, name in (("model", "model.mlmodel"), ("weights", "weights"))
+        }
+        manifest = {"fileFormatVersion": "1.0.0", "rootModelIdentifier": "model", "itemInfoEntries": entries}
+        with open(os.path.join(folder, "Manifest.json"), "w") as file:
+            json.dump(manifest, file)
+        return _MLModelAssetProxy(folder, owned=True)
+
+    @staticmethod
+    def get_available_compute_devices() -> list[Any]:
+        return [_MLCPUComputeDeviceProxy()]
+
+    @staticmethod
+    def get_all_compute_devices() -> list[Any]:
+        return [_MLCPUComputeDeviceProxy()]
+
+    @staticmethod
+    def get_model_structure(path: str) -> Any:
+        raise RuntimeError("the structure of a compiled model needs Apple's Core ML")
+
+    @staticmethod
+    def get_compute_plan(path: str, compute_units: str) -> Any:
+        raise RuntimeError("a compute plan needs Apple's Core ML")
+
+
+class _MLCPUComputeDeviceProxy:
+    pass
+
+
+class _MLGPUComputeDeviceProxy:
+    pass
+
+
+class _MLNeuralEngineComputeDeviceProxy:
+    pass
+
+
+class _MLComputePlanProxy:
+    pass
+
+
+class _MLModelStructureProgramOperationProxy:
+    pass
+
+
+class _MLModelStructureNeuralNetworkLayerProxy:
+    pass
+
+
+_NAMES = {
+    name: value
+    for name, value in list(globals().items())
+    if name == "_State" or (name.startswith("_ML") and isinstance(value, type))
+}
+
+
+def install(macos: tuple[int, int] = (26, 0)) -> None:
+    """Lets coremltools predict with the portable engine; works before and after `import coremltools`.
+
+    From then on `MLModel.predict`, `make_state`, batches and `CompiledMLModel` work unchanged::
+
+        import coreml_portable, coremltools
+        coreml_portable.install()
+        coremltools.models.MLModel("digits.mlmodel").predict({"image": image})
+
+    On a Mac, where coremltools has its own module, that one is replaced too.
+
+    Args:
+        macos: the version of macOS whose features coremltools may ask for.
+    """
+    installed = sys.modules.get(_MODULE)
+    if getattr(installed, "_MLModelProxy", None) is _MLModelProxy:
+        return
+    module = types.ModuleType(_MODULE, __doc__)
+    for name, value in _NAMES.items():
+        setattr(module, name, value)
+    sys.modules[_MODULE] = module
+
+    import coremltools
+    import coremltools._deps
+    import coremltools.models.compute_plan  # noqa: F401, so that its names are replaced below
+
+    coremltools.libcoremlpython = module
+
+    def version() -> tuple[int, int]:
+        return macos
+
+    version.cache_clear = lambda: None
+    replaced = {"_is_macos": lambda: True, "_macos_version": version, "_IS_MACOS": True, **_NAMES}
+    for name, loaded in list(sys.modules.items()):
+        if loaded is not None and name != _MODULE and name.split(".")[0] == "coremltools":
+            for attribute, value in replaced.items():
+                if attribute in vars(loaded):
+                    setattr(loaded, attribute, value)

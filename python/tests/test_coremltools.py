@@ -1,0 +1,82 @@
+"""coremltools as it is, after one call."""
+
+import gc
+import os
+
+import numpy as np
+import pytest
+
+ct = pytest.importorskip("coremltools")
+
+import coreml_portable  # noqa: E402
+
+coreml_portable.install()
+
+from coremltools.converters.mil import Builder as mb  # noqa: E402
+from coremltools.converters.mil.mil import types  # noqa: E402
+
+
+def affine():
+    """y = 2x + 1. No fixture: those outlive the check for leaks."""
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=(2, 3))])
+    def program(x):
+        return mb.add(x=mb.mul(x=x, y=2.0), y=1.0, name="y")
+
+    return ct.convert(program, compute_precision=ct.precision.FLOAT32, minimum_deployment_target=ct.target.iOS18)
+
+
+def test_predict_and_batches():
+    model = affine()
+    x = np.arange(6, dtype=np.float64).reshape(2, 3)
+    np.testing.assert_array_equal(model.predict({"x": x})["y"], x * 2 + 1)
+    batch = model.predict([{"x": x + at} for at in range(3)])
+    for at, outputs in enumerate(batch):
+        np.testing.assert_array_equal(outputs["y"], (x + at) * 2 + 1)
+
+
+def test_compiled_model_outlives_its_source(tmp_path):
+    path = tmp_path / "affine.mlpackage"
+    affine().save(str(path))
+    compiled = ct.models.utils.compile_model(str(path), str(tmp_path / "affine.mlmodelc"))
+    again = ct.models.CompiledMLModel(compiled)
+    np.testing.assert_array_equal(again.predict({"x": np.ones((2, 3))})["y"], np.full((2, 3), 3.0))
+    del again
+    kept = ct.models.MLModel(str(path)).get_compiled_model_path()
+    gc.collect()
+    assert not os.path.exists(kept), "the temporary compiled model goes with its owner"
+
+
+def test_state_is_kept_read_and_written():
+    @mb.program(
+        input_specs=[mb.TensorSpec((3,), dtype=types.fp16), mb.StateTensorSpec((3,), dtype=types.fp16)],
+        opset_version=ct.target.iOS18,
+    )
+    def program(x, memory):
+        total = mb.add(x=mb.read_state(input=memory), y=x)
+        return mb.coreml_update_state(state=memory, value=total)
+
+    model = ct.convert(program, minimum_deployment_target=ct.target.iOS18)
+    state = model.make_state()
+    other = model.make_state()
+    x = np.array([1, 2, 3], np.float16)
+    model.predict({"x": x}, state)
+    model.predict({"x": x}, state)
+    np.testing.assert_array_equal(state.read_state("memory"), [2, 4, 6])
+    np.testing.assert_array_equal(other.read_state("memory"), [0, 0, 0])
+    state.write_state("memory", np.array([10, 20, 30], np.float32))
+    model.predict({"x": x}, state)
+    np.testing.assert_array_equal(state.read_state("memory"), [11, 22, 33])
+
+
+def test_a_failed_prediction_is_a_runtime_error_with_its_cause():
+    model = affine()
+    with pytest.raises(RuntimeError) as failure:
+        model.predict({"x": np.zeros((9, 9))})
+    assert isinstance(failure.value.__cause__, coreml_portable.CoreMLError)
+    del failure
+
+
+def test_install_twice_is_once():
+    coreml_portable.install()
+    assert ct.libcoremlpython is __import__("sys").modules["coremltools.libcoremlpython"]

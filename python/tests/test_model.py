@@ -1,0 +1,108 @@
+import threading
+
+import numpy as np
+import pytest
+
+import coreml_portable
+from coreml_portable import Model
+
+
+def images(digits):
+    return np.load(digits / "test_images.npy").astype(np.float32).reshape(-1, 1, 1, 8, 8)
+
+
+def name_of(model):
+    return model.description["inputs"][0]["name"]
+
+
+@pytest.mark.parametrize("file", ["digits.mlmodel", "digits.mlpackage", "digits-f32.mlpackage"])
+def test_predictions_equal_the_reference(digits, file):
+    wanted = np.load(digits / "reference_probabilities.npy")
+    with Model(digits / file) as model:
+        (logits,) = [f["name"] for f in model.description["outputs"] if f["kind"] == "tensor"]
+        for image, row in zip(images(digits)[:20], wanted):
+            found = np.exp(model.predict({name_of(model): image})[logits].reshape(-1).astype(np.float64))
+            np.testing.assert_allclose(found / found.sum(), row, atol=5e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32", "int8", "uint8", "int64"])
+def test_every_dtype_that_fits_gives_the_same_answer(digits, dtype):
+    with Model(digits / "digits-f32.mlpackage") as model:
+        image = np.round(images(digits)[0])
+        wanted = model.predict({name_of(model): image})
+        found = model.predict({name_of(model): image.astype(dtype)})
+        for name in wanted:
+            np.testing.assert_array_equal(found[name], wanted[name])
+
+
+def test_strides_do_not_matter(digits):
+    with Model(digits / "digits-f32.mlpackage") as model:
+        image = images(digits)[3]
+        wanted = model.predict({name_of(model): image})
+        wide = np.zeros((1, 1, 16, 24), np.float32)
+        wide[:, :, ::2, ::3] = image
+        backwards = np.ascontiguousarray(image[..., ::-1, ::-1])[..., ::-1, ::-1]
+        for view in [wide[:, :, ::2, ::3], np.asfortranarray(image), backwards, image.astype(">f4")]:
+            found = model.predict({name_of(model): view})
+            for name in wanted:
+                np.testing.assert_array_equal(found[name], wanted[name])
+
+
+def test_wanted_outputs_only(digits):
+    with Model(digits / "digits-f32.mlpackage") as model:
+        first = model.description["outputs"][0]["name"]
+        assert list(model.predict({name_of(model): images(digits)[0]}, outputs=[first])) == [first]
+
+
+def test_errors_are_typed_and_chained(digits, tmp_path):
+    with pytest.raises(coreml_portable.NotFoundError) as missing:
+        Model(tmp_path / "missing.mlmodel")
+    assert isinstance(missing.value.__cause__, coreml_portable.CoreMLError)
+    assert missing.value.domain
+    (tmp_path / "bad.mlmodel").write_bytes(b"\xff" * 100)
+    with pytest.raises(coreml_portable.CorruptModelError):
+        Model(tmp_path / "bad.mlmodel")
+    with Model(digits / "digits-f32.mlpackage") as model:
+        with pytest.raises(coreml_portable.TypeMismatchError):
+            model.predict({name_of(model): np.zeros((2, 2), np.float32)})
+        with pytest.raises(coreml_portable.CoreMLError):
+            model.predict({})
+        with pytest.raises(coreml_portable.CoreMLError):
+            model.predict({name_of(model): images(digits)[0]}, outputs=["nothing"])
+        with pytest.raises(TypeError):
+            model.predict({name_of(model): "text"})
+        with pytest.raises(TypeError):
+            model.predict({name_of(model): np.zeros((1, 1, 8, 8), complex)})
+    del missing  # its traceback holds the frames
+
+
+def test_a_closed_model_refuses(digits):
+    model = Model(digits / "digits.mlmodel")
+    model.close()
+    model.close()
+    with pytest.raises(ValueError, match="closed"):
+        model.predict({})
+
+
+def test_threads_may_share_a_model(digits):
+    with Model(digits / "digits-f32.mlpackage") as model:
+        image = images(digits)[0]
+        wanted = model.predict({name_of(model): image})
+        found, failed = [], []
+
+        def work():
+            try:
+                for _ in range(20):
+                    found.append(model.predict({name_of(model): image}))
+            except Exception as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failed and len(found) == 80
+        for outputs in found:
+            for name in wanted:
+                np.testing.assert_array_equal(outputs[name], wanted[name])

@@ -1,0 +1,365 @@
+//! `cargo xtask conformance`: coremltools' own tests against the portable engine, and `cargo xtask python`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail, ensure};
+use serde::Deserialize;
+
+use crate::run::{quiet, visible};
+
+/// The parts of coremltools whose tests predict.
+const SUITES: &[&str] = &[
+    "converters/mil/mil/ops/tests",
+    "converters/mil/frontend/torch/test",
+    "test/neural_network",
+    "test/sklearn_tests",
+    "test/xgboost_tests",
+    "test/pipeline",
+];
+
+/// What to run.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Keep K of N tests, by a stable hash of their names.
+    #[arg(long, default_value = "1/40", value_name = "K/N", conflicts_with = "full")]
+    sample: String,
+    /// Run all 60,000 tests; takes hours.
+    #[arg(long)]
+    full: bool,
+    /// Only files or folders of coremltools whose path has this in it.
+    #[arg(long, value_name = "PATTERN")]
+    only: Option<String>,
+    /// Skip the runs with planted wrong engines, which show what a pass is worth.
+    #[arg(long)]
+    no_planted: bool,
+    /// Worker processes.
+    #[arg(long, default_value_t = 2)]
+    workers: u32,
+    /// An environment with the packages of conformance/requirements.txt; made in models/cache if none.
+    #[arg(long, value_name = "FOLDER")]
+    environment: Option<PathBuf>,
+}
+
+/// One line of the plug-in's log.
+#[derive(Deserialize)]
+struct Case {
+    id: String,
+    outcome: String,
+    seconds: f64,
+    why: String,
+    predictions: u64,
+    errors: Vec<String>,
+}
+
+/// What became of the tests of one file.
+#[derive(Default)]
+struct Tally {
+    collected: u64,
+    predicted: u64,
+    passed: u64,
+    vacuous: u64,
+    refused: u64,
+    failed: u64,
+    skipped: u64,
+    seconds: f64,
+}
+
+impl Tally {
+    fn add(&mut self, case: &Case) {
+        self.collected += 1;
+        self.predicted += u64::from(case.predictions > 0);
+        self.seconds += case.seconds;
+        match case.outcome.as_str() {
+            "passed" if case.predictions > 0 => self.passed += 1,
+            "passed" => self.vacuous += 1,
+            "skipped" | "xfail" => self.skipped += 1,
+            _ if refusal(case).is_some() => self.refused += 1,
+            _ => self.failed += 1,
+        }
+    }
+
+    fn print(&self, name: &str) {
+        println!(
+            "{name:<58} {:>6} {:>6} {:>6} {:>6} {:>6} {:>6} {:>6} {:>7.0}",
+            self.collected,
+            self.predicted,
+            self.passed,
+            self.vacuous,
+            self.refused,
+            self.failed,
+            self.skipped,
+            self.seconds
+        );
+    }
+}
+
+/// What the engine says it cannot do, if that is why the test failed.
+fn refusal(case: &Case) -> Option<String> {
+    let error = case.errors.iter().find(|error| error.contains("unknown op") || error.contains("not supported"))?;
+    let op = error.split("op `").nth(1).and_then(|rest| rest.split('`').next());
+    Some(op.map_or_else(|| error.chars().take(80).collect(), str::to_owned))
+}
+
+/// The shared library, built for speed.
+fn library(root: &Path) -> anyhow::Result<PathBuf> {
+    visible(Command::new("cargo").current_dir(root).args(["build", "--quiet", "--release", "--package", "coreml-capi"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let name = if cfg!(target_os = "macos") { "libcoreml_portable_c.dylib" } else { "libcoreml_portable_c.so" };
+    Ok(target.join("release").join(name))
+}
+
+/// The environment in which the suite runs; made on first use.
+fn environment(root: &Path, chosen: Option<&Path>) -> anyhow::Result<PathBuf> {
+    if let Some(chosen) = chosen {
+        return Ok(chosen.to_owned());
+    }
+    let environment = root.join("models/cache/conformance");
+    let ready = environment.join(".ready");
+    let requirements = root.join("conformance/requirements.txt");
+    let wanted = std::fs::read_to_string(&requirements)?;
+    if !std::fs::read_to_string(&ready).is_ok_and(|found| found == wanted) {
+        println!("bringing Python packages to {}", environment.display());
+        quiet("python3", &["-m".as_ref(), "venv".as_ref(), environment.as_os_str()], root)?;
+        let pip: [&OsStr; 6] = [
+            "-m".as_ref(),
+            "pip".as_ref(),
+            "install".as_ref(),
+            "--quiet".as_ref(),
+            "--requirement".as_ref(),
+            requirements.as_os_str(),
+        ];
+        quiet(environment.join("bin/python"), &pip, root)?;
+        std::fs::write(&ready, &wanted)?;
+    }
+    Ok(environment)
+}
+
+/// Where coremltools lies in an environment.
+fn site(environment: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::read_dir(environment.join("lib"))?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path().join("site-packages"))
+        .find(|site| site.join("coremltools").exists())
+        .with_context(|| format!("{} has no coremltools", environment.display()))
+}
+
+/// Runs the tests of the Python package.
+pub(crate) fn python(root: &Path, chosen: Option<&Path>) -> anyhow::Result<()> {
+    let environment = environment(root, chosen)?;
+    let library = library(root)?;
+    visible(
+        Command::new(environment.join("bin/python"))
+            .current_dir(root)
+            .env("COREML_PORTABLE_LIBRARY", library)
+            .env("PYTHONPATH", root.join("python/src"))
+            .args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "python/tests"]),
+    )
+}
+
+/// Runs the suite and judges it.
+pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
+    let expected = expected(&root.join("conformance/expected_failures.toml"))?;
+    let environment = environment(root, arguments.environment.as_deref())?;
+    let library = library(root)?;
+    let cases = suite(root, arguments, &environment, &library, "portable")?;
+    ensure!(cases.iter().any(|case| case.predictions > 0), "no test predicted: the suite proves nothing");
+
+    println!(
+        "{:<58} {:>6} {:>6} {:>6} {:>6} {:>6} {:>6} {:>6} {:>7}",
+        "file", "cases", "pred.", "pass", "vacu.", "refus.", "fail", "skip", "s"
+    );
+    let mut files: BTreeMap<&str, Tally> = BTreeMap::new();
+    let mut all = Tally::default();
+    let mut refused: BTreeMap<String, u64> = BTreeMap::new();
+    for case in &cases {
+        let file = case.id.split("::").next().unwrap_or(&case.id).trim_start_matches("coremltools/");
+        files.entry(file).or_default().add(case);
+        all.add(case);
+        if let Some(op) = refusal(case).filter(|_| case.outcome == "failed") {
+            *refused.entry(op).or_default() += 1;
+        }
+    }
+    for (file, tally) in &files {
+        tally.print(file);
+    }
+    all.print("all");
+    for (op, times) in &refused {
+        println!("refused: {op} ({times})");
+    }
+
+    if !arguments.no_planted {
+        for engine in ["skewed", "zeros"] {
+            let wrong = suite(root, arguments, &environment, &library, engine)?;
+            let mut tally = Tally::default();
+            wrong.iter().for_each(|case| tally.add(case));
+            tally.print(&format!("planted wrong engine: {engine}"));
+            ensure!(
+                tally.passed * 4 <= all.passed,
+                "the tests pass {} of {} with {engine} outputs: they prove nothing",
+                tally.passed,
+                all.passed
+            );
+        }
+    }
+    judge(&cases, &expected)
+}
+
+/// Runs pytest with the plug-in and reads its log.
+fn suite(
+    root: &Path,
+    arguments: &Arguments,
+    environment: &Path,
+    library: &Path,
+    engine: &str,
+) -> anyhow::Result<Vec<Case>> {
+    let site = site(environment)?;
+    let folder = root.join("target/conformance").join(engine);
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder)?;
+    }
+    std::fs::create_dir_all(&folder)?;
+    let mut paths = Vec::new();
+    for suite in SUITES {
+        collect(&site.join("coremltools").join(suite), arguments.only.as_deref(), &mut paths)?;
+    }
+    ensure!(!paths.is_empty(), "no file of the suite matches {:?}", arguments.only);
+    let mut command = Command::new(environment.join("bin/python"));
+    command
+        .current_dir(root)
+        .env("COREML_PORTABLE_LIBRARY", library)
+        .env("PYTHONPATH", std::env::join_paths([root.join("python/src"), root.join("conformance")])?)
+        .env("CONFORMANCE_ENGINE", engine)
+        .env("CONFORMANCE_LOG", folder.join("log."))
+        .env("OMP_NUM_THREADS", "1")
+        .args(["-m", "pytest", "-p", "plugin", "-q", "--no-header", "-p", "no:cacheprovider", "--tb", "short"])
+        .args(["--timeout", "300", "--timeout-method", "thread", "-n"])
+        .arg(arguments.workers.to_string())
+        .arg("--rootdir")
+        .arg(&site)
+        .args(paths);
+    if !arguments.full {
+        command.env("CONFORMANCE_SAMPLE", &arguments.sample);
+    }
+    let output = command.output().context("pytest does not start")?;
+    std::fs::write(folder.join("pytest.txt"), &output.stdout)?;
+    // 0 and 1 are "all passed" and "some failed"; anything else means that the suite did not run.
+    if !matches!(output.status.code(), Some(0 | 1)) {
+        bail!("pytest failed ({}): see {}", output.status, folder.join("pytest.txt").display());
+    }
+    let mut cases: BTreeMap<String, Case> = BTreeMap::new();
+    for entry in std::fs::read_dir(&folder)? {
+        let path = entry?.path();
+        if path.extension() == Some("txt".as_ref()) {
+            continue;
+        }
+        for line in std::fs::read_to_string(&path)?.lines() {
+            let case: Case = serde_json::from_str(line).with_context(|| format!("a line of {}", path.display()))?;
+            cases.insert(case.id.clone(), case);
+        }
+    }
+    Ok(cases.into_values().collect())
+}
+
+/// The test files below a folder whose path has `only` in it.
+fn collect(folder: &Path, only: Option<&str>, paths: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    let mut entries: Vec<PathBuf> = std::fs::read_dir(folder)
+        .with_context(|| format!("{} is missing", folder.display()))?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .collect();
+    entries.sort();
+    for path in entries {
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        if path.is_dir() {
+            collect(&path, only, paths)?;
+        } else if name.starts_with("test_")
+            && name.ends_with(".py")
+            && only.is_none_or(|only| path.to_string_lossy().contains(only))
+        {
+            paths.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// The failures that are known, with the reason of each: a pattern is a part of the test's name.
+fn expected(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{} is missing", path.display()))?;
+    let mut expected = BTreeMap::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        // The lines are `"pattern" = "reason"`, which JSON reads as strings.
+        let (pattern, reason) = line
+            .split_once("\" = \"")
+            .map(|(pattern, reason)| (format!("{pattern}\""), format!("\"{reason}")))
+            .with_context(|| format!("line {} is not \"pattern\" = \"reason\"", number + 1))?;
+        let reason: String = serde_json::from_str(&reason)?;
+        ensure!(!reason.is_empty(), "line {} gives no reason", number + 1);
+        expected.insert(serde_json::from_str(&pattern)?, reason);
+    }
+    Ok(expected)
+}
+
+/// Compares what failed with what was expected to: both kinds of surprise are failures.
+fn judge(cases: &[Case], expected: &BTreeMap<String, String>) -> anyhow::Result<()> {
+    let mut surprises = 0;
+    for case in cases {
+        let pattern = expected.keys().find(|pattern| case.id.contains(pattern.as_str()));
+        match (case.outcome.as_str(), pattern) {
+            ("failed", None) => {
+                surprises += 1;
+                let why = case.errors.first().unwrap_or(&case.why);
+                println!("FAILED {}\n       {}", case.id, why.chars().take(300).collect::<String>());
+            }
+            ("passed", Some(pattern)) => {
+                surprises += 1;
+                println!("PASSED unexpectedly {} (\"{pattern}\")", case.id);
+            }
+            _ => {}
+        }
+    }
+    ensure!(surprises == 0, "{surprises} tests did not end as conformance/expected_failures.toml says");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(id: &str, outcome: &str, errors: &[&str]) -> Case {
+        Case {
+            id: id.to_owned(),
+            outcome: outcome.to_owned(),
+            seconds: 0.0,
+            why: String::new(),
+            predictions: 1,
+            errors: errors.iter().map(|error| (*error).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn unexpected_failures_and_unexpected_passes_are_both_refused() {
+        let expected = BTreeMap::from([("bad".to_owned(), "known".to_owned())]);
+        judge(&[case("good", "passed", &[]), case("bad", "failed", &[])], &expected).unwrap();
+        judge(&[case("good", "failed", &[])], &expected).unwrap_err();
+        judge(&[case("bad", "passed", &[])], &expected).unwrap_err();
+    }
+
+    #[test]
+    fn a_refusal_names_the_op() {
+        let text = "x.mlmodel: op `lstm` that makes `y` cannot be prepared: unknown op in opset iOS18";
+        assert_eq!(refusal(&case("a", "failed", &[text])).as_deref(), Some("lstm"));
+        assert_eq!(refusal(&case("a", "failed", &["out of range"])), None);
+    }
+
+    #[test]
+    fn the_committed_list_of_expected_failures_reads() {
+        expected(&crate::root().join("conformance/expected_failures.toml")).unwrap();
+    }
+}
