@@ -98,16 +98,24 @@ impl Tally {
 
 /// What the engine says it cannot do, if that is why the test failed.
 fn refusal(case: &Case) -> Option<String> {
-    let error = case.errors.iter().find(|error| error.contains("unknown op") || error.contains("not supported"))?;
+    let error =
+        case.errors.iter().find(|error| error.contains("unknown op") || error.contains("not supported"))?;
     let op = error.split("op `").nth(1).and_then(|rest| rest.split('`').next());
     Some(op.map_or_else(|| error.chars().take(80).collect(), str::to_owned))
 }
 
 /// The shared library, built for speed.
 fn library(root: &Path) -> anyhow::Result<PathBuf> {
-    visible(Command::new("cargo").current_dir(root).args(["build", "--quiet", "--release", "--package", "coreml-capi"]))?;
+    visible(Command::new("cargo").current_dir(root).args([
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "coreml-capi",
+    ]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let name = if cfg!(target_os = "macos") { "libcoreml_portable_c.dylib" } else { "libcoreml_portable_c.so" };
+    let name =
+        if cfg!(target_os = "macos") { "libcoreml_portable_c.dylib" } else { "libcoreml_portable_c.so" };
     Ok(target.join("release").join(name))
 }
 
@@ -234,7 +242,18 @@ fn suite(
         .env("CONFORMANCE_ENGINE", engine)
         .env("CONFORMANCE_LOG", folder.join("log."))
         .env("OMP_NUM_THREADS", "1")
-        .args(["-m", "pytest", "-p", "plugin", "-q", "--no-header", "-p", "no:cacheprovider", "--tb", "short"])
+        .args([
+            "-m",
+            "pytest",
+            "-p",
+            "plugin",
+            "-q",
+            "--no-header",
+            "-p",
+            "no:cacheprovider",
+            "--tb",
+            "short",
+        ])
         .args(["--timeout", "300", "--timeout-method", "thread", "-n"])
         .arg(arguments.workers.to_string())
         .arg("--rootdir")
@@ -256,7 +275,8 @@ fn suite(
             continue;
         }
         for line in std::fs::read_to_string(&path)?.lines() {
-            let case: Case = serde_json::from_str(line).with_context(|| format!("a line of {}", path.display()))?;
+            let case: Case =
+                serde_json::from_str(line).with_context(|| format!("a line of {}", path.display()))?;
             cases.insert(case.id.clone(), case);
         }
     }
