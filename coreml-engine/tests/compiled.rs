@@ -196,6 +196,41 @@ fn weights_outside_of_the_folder_are_refused() {
     }
 }
 
+/// Any byte of the text or of the data may be another, or missing: the answer is a model or an error.
+#[test]
+fn damaged_files_give_errors_and_no_panic() {
+    let read = |name: &str, file: &str| std::fs::read(fixture(name).join(file)).unwrap();
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = move |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        usize::try_from(random % below as u64).unwrap()
+    };
+    let mut loaded = 0;
+    for name in ["test_linear", "flexible-gather", "flexible-multifunction", "flexible-weighted-legacy"] {
+        let (data, text) = (read(name, "coremldata.bin"), read(name, "model.mil"));
+        for round in 0..1500 {
+            let (mut data, mut text) = (data.clone(), text.clone());
+            let hit = if round % 3 == 0 { &mut data } else { &mut text };
+            for _ in 0..=next(3) {
+                let at = next(hit.len());
+                match next(4) {
+                    0 => hit[at] = u8::try_from(next(256)).unwrap(),
+                    1 => hit[at] = b"()[]{}<>,=;?-\"019x "[next(19)],
+                    2 if hit.len() > 1 => drop(hit.remove(at)),
+                    _ => hit.truncate(at + 1),
+                }
+            }
+            let Ok(model) = coreml_engine::compiled::specification(&data, &text) else { continue };
+            let files = std::collections::HashMap::new();
+            loaded +=
+                usize::from(Model::from_memory("damaged", &model, &files, &LoadOptions::default()).is_ok());
+        }
+    }
+    assert!(loaded > 0, "some damage does not matter, so that whole models were reached");
+}
+
 /// The digits model, printed as Apple's compiler prints, gives the very answers of its package.
 #[test]
 fn a_program_and_its_text_give_the_same_answers() {
