@@ -19,7 +19,7 @@ impl Job for Modelled {
     type Reply = Here;
     type Cause = ();
     type Wake = Signal;
-    type Grant = Signal;
+    type Grant = Granted;
 
     fn joins(_: &Ends, _: &Ends) -> bool {
         false
@@ -47,9 +47,22 @@ impl Wake for Signal {
     }
 }
 
-impl Grant for Signal {
+/// A wake-up may come for nothing, a grant may not.
+#[derive(Clone)]
+struct Granted(Arc<(AtomicUsize, Notify)>);
+
+impl Granted {
+    fn wait(&self) {
+        while self.0.0.load(Ordering::Acquire) == 0 {
+            self.0.1.wait();
+        }
+    }
+}
+
+impl Grant for Granted {
     fn grant(self) {
-        self.0.notify();
+        self.0.0.fetch_add(1, Ordering::Release);
+        self.0.1.notify();
     }
 }
 
@@ -245,9 +258,9 @@ fn a_reservation_is_granted_when_the_job_before_it_goes() {
             let (queue, ends) = (queue.clone(), jobs[0].clone());
             thread::spawn(move || drop(push(&queue, now, &ends)))
         };
-        let granted = Signal(Arc::new(Notify::new()));
+        let granted = Granted(Arc::new((AtomicUsize::new(0), Notify::new())));
         let key = queue.reserve(Priority::Normal, 1, now, granted.clone()).expect("it is open");
-        granted.0.wait();
+        granted.wait();
         assert!(queue.fill(key, offer(now, &jobs[1])).is_ok());
         producer.join().unwrap();
         queue.drain(());
