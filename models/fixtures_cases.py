@@ -761,6 +761,15 @@ def lists() -> Iterator[Case]:
         items = mb.cond(pred=mb.greater(x=as_scalar(n), y=0), _true_fn=longer, _false_fn=same)
         return as_list(mb.list_length(ls=items)), mb.list_read(ls=items, index=1)
 
+    def scalars(x: Any) -> Any:
+        """A list of numbers."""
+        items = mb.make_list(init_length=1, elem_shape=())
+        items = mb.list_scatter(ls=items, indices=[0, 3, 1, 2], value=x)
+        return mb.list_gather(ls=items, indices=[3, 2, 1, 0]), as_list(mb.list_read(ls=items, index=3))
+
+    draw = Draw("make_list scalars")
+    yield Case("make_list", {"x": draw.normal(4)}, build=scalars, expected=lambda x: (x[[1, 3, 2, 0]], x[[1]]))
+
     draw = Draw("list_length")
     for n in (1, -1):
         yield Case("list_length", {"n": np.array([n], np.int32), "x": draw.normal(4)}, build=length, expected=lambda n, x: (np.array([6]), 0 * x) if n[0] > 0 else (np.array([2]), x))

@@ -212,6 +212,8 @@ impl Decoder<'_> {
                 ids.push(id);
             }
             let argument = match ids[..] {
+                // The shape of elements of rank 0: a tuple of no dimensions.
+                [] if op.r#type == "make_list" && name == "elem_shape" => continue,
                 [] => return Err(at_value(&output, format!("the argument `{name}` is empty"))),
                 [id] => Argument::One(id),
                 _ => Argument::Many(ids),
