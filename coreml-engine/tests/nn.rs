@@ -342,6 +342,55 @@ fn a_layer_that_cannot_be_is_refused_at_load() {
     assert!(error.contains("permutes no"), "{error}");
 }
 
+/// A condition is lowered twice for each loop, so loops in conditions double; so do shapes that change at every level. Both must
+/// be refused long before they take the memory.
+#[test]
+fn loops_that_multiply_are_refused() {
+    use coreml_proto::proto::{LoopLayerParams, Model as Proto, NeuralNetwork, NeuralNetworkLayer};
+    use coreml_proto::proto::{model::Type, neural_network_layer::Layer};
+    use prost::Message;
+    let bytes = std::fs::read(folder().join("loop_while.mlmodel")).unwrap();
+    let mut proto = Proto::decode(&bytes[..]).unwrap();
+    let Some(Type::NeuralNetwork(network)) = &mut proto.r#type else { panic!() };
+    let at = network.layers.iter().position(|layer| matches!(layer.layer, Some(Layer::Loop(_)))).unwrap();
+    let original = network.layers[at].clone();
+    for (depth, fits) in [(5, true), (20, false)] {
+        let mut nested = original.clone();
+        for level in 0..depth {
+            let Some(Layer::Loop(inner)) = &original.layer else { panic!() };
+            let mut layers = vec![nested];
+            layers.extend(inner.condition_network.as_ref().unwrap().layers.iter().cloned().map(
+                |mut layer| {
+                    layer.output = vec![format!("small{level}")];
+                    layer
+                },
+            ));
+            let parameters = LoopLayerParams {
+                condition_var: format!("small{level}"),
+                condition_network: Some(NeuralNetwork { layers, ..Default::default() }),
+                body_network: inner.body_network.clone(),
+                ..Default::default()
+            };
+            nested = NeuralNetworkLayer {
+                name: format!("l{level}"),
+                layer: Some(Layer::Loop(parameters)),
+                ..Default::default()
+            };
+        }
+        let Some(Type::NeuralNetwork(network)) = &mut proto.r#type else { panic!() };
+        network.layers[at] = nested;
+        let files = std::collections::HashMap::new();
+        let model = Model::from_memory("m", &proto.encode_to_vec(), &files, &LoadOptions::default());
+        match model {
+            Ok(_) => assert!(fits, "{depth}"),
+            Err(error) => {
+                assert!(!fits, "{depth}: {}", report(&error));
+                assert!(report(&error).contains("so many more layers"), "{}", report(&error));
+            }
+        }
+    }
+}
+
 /// What a custom layer says is wrong comes out, at load and in a prediction; the session stays usable.
 #[test]
 fn a_custom_layer_refuses_with_its_own_words() {
