@@ -520,6 +520,10 @@ impl Compiler<'_> {
             && op.blocks.is_empty()
             && op.outputs.iter().all(|id| matches!(self.function.value(*id).ty, Type::Tensor(_)))
             && match (sum(&op.outputs), sum(reads)) {
+                // A byte of a compressed weight may hold the indices of eight vectors.
+                (Some(made), Some(read)) if op.kind.starts_with("constexpr_") => {
+                    made <= read.saturating_mul(64).max(FOLD_ELEMENTS)
+                }
                 (Some(made), Some(read)) => made <= read.saturating_mul(4).max(FOLD_ELEMENTS),
                 _ => false,
             }

@@ -14,6 +14,7 @@ mod strided;
 pub(crate) mod testing;
 
 pub(crate) mod activation;
+pub(crate) mod constexpr;
 pub(crate) mod control_flow;
 pub(crate) mod conv;
 mod custom;
@@ -24,6 +25,7 @@ pub(crate) mod linear;
 pub(crate) mod list;
 pub(crate) mod normalization;
 pub(crate) mod pool;
+pub(crate) mod quantization;
 pub(crate) mod random;
 pub(crate) mod recurrent;
 pub(crate) mod reduction;
@@ -77,6 +79,7 @@ pub struct Family {
 pub static FAMILIES: &[Family] = &[
     Family { name: "activation", ops: activation::OPS },
     Family { name: "control_flow", ops: control_flow::OPS },
+    Family { name: "constexpr", ops: constexpr::OPS },
     Family { name: "conv", ops: conv::OPS },
     Family { name: "elementwise_binary", ops: elementwise_binary::OPS },
     Family { name: "elementwise_unary", ops: elementwise_unary::OPS },
@@ -85,6 +88,7 @@ pub static FAMILIES: &[Family] = &[
     Family { name: "list", ops: list::OPS },
     Family { name: "normalization", ops: normalization::OPS },
     Family { name: "pool", ops: pool::OPS },
+    Family { name: "quantization", ops: quantization::OPS },
     Family { name: "random", ops: random::OPS },
     Family { name: "recurrent", ops: recurrent::OPS },
     Family { name: "reduction", ops: reduction::OPS },
