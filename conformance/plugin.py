@@ -24,6 +24,7 @@ import pytest
 
 import coreml_portable
 import coreml_portable.coremltools as binding
+import record
 
 ENGINE = os.environ.get("CONFORMANCE_ENGINE", "portable")
 CORPUS = os.environ.get("CONFORMANCE_CORPUS")
@@ -77,8 +78,9 @@ class _Counted(binding._MLModelProxy):
         except Exception as error:
             SEEN["errors"].append(str(error)[:400])
             raise
-        if CORPUS and state is None:
-            RECORDED.append((self, self._compiled, dict(data), outputs))
+        if CORPUS and state is None and not RECORDED:
+            inputs = {name: binding._input(self._features.get(name), value) for name, value in data.items()}
+            RECORDED.append((record.read(self._compiled), self.function, inputs, outputs))
         return outputs if _PLANTED is None else {name: _PLANTED(value) for name, value in outputs.items()}
 
 
@@ -147,8 +149,6 @@ def pytest_runtest_makereport(item, call):
         with open(log + os.environ.get("PYTEST_XDIST_WORKER", ""), "a") as file:
             file.write(json.dumps(line) + "\n")
     if CORPUS and report.when == "call" and report.outcome == "passed":
-        import record
-
         record.keep(CORPUS, _identity(item), RECORDED)
     RECORDED.clear()
 

@@ -35,6 +35,9 @@ pub(crate) struct Arguments {
     /// Skip the runs with planted wrong engines, which show what a pass is worth.
     #[arg(long)]
     no_planted: bool,
+    /// Write the cases that pass to conformance/corpus, which `cargo test` replays; skips the planted engines.
+    #[arg(long)]
+    record: bool,
     /// Worker processes.
     #[arg(long, default_value_t = 2)]
     workers: u32,
@@ -198,7 +201,9 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         println!("refused: {op} ({times})");
     }
 
-    if !arguments.no_planted {
+    if arguments.record {
+        record(&root.join("target/conformance/portable/corpus"), &root.join("conformance/corpus"))?;
+    } else if !arguments.no_planted {
         for engine in ["skewed", "zeros"] {
             let wrong = suite(root, arguments, &environment, &library, engine)?;
             let mut tally = Tally::default();
@@ -259,6 +264,9 @@ fn suite(
         .arg("--rootdir")
         .arg(&site)
         .args(paths);
+    if arguments.record {
+        command.env("CONFORMANCE_CORPUS", folder.join("corpus"));
+    }
     if !arguments.full {
         command.env("CONFORMANCE_SAMPLE", &arguments.sample);
     }
@@ -271,7 +279,7 @@ fn suite(
     let mut cases: BTreeMap<String, Case> = BTreeMap::new();
     for entry in std::fs::read_dir(&folder)? {
         let path = entry?.path();
-        if path.extension() == Some("txt".as_ref()) {
+        if path.is_dir() || path.extension() == Some("txt".as_ref()) {
             continue;
         }
         for line in std::fs::read_to_string(&path)?.lines() {
@@ -281,6 +289,41 @@ fn suite(
         }
     }
     Ok(cases.into_values().collect())
+}
+
+/// The most that the corpus may hold.
+const CORPUS_BYTES: usize = 25 << 20;
+
+/// Merges what the workers recorded into one file for each folder of tests, in the order of the tests' names.
+fn record(recorded: &Path, corpus: &Path) -> anyhow::Result<()> {
+    #[derive(Deserialize)]
+    struct Named {
+        id: String,
+    }
+
+    let mut files: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(recorded).context("nothing was recorded")? {
+        for line in std::fs::read_to_string(entry?.path())?.lines() {
+            let Named { id } = serde_json::from_str(line)?;
+            let file = id.split("::").next().unwrap_or(&id).trim_start_matches("coremltools/");
+            let folder = file.rsplit_once('/').map_or(file, |(folder, _)| folder).replace('/', "-");
+            bytes += line.len() + 1;
+            files.entry(folder).or_default().insert(id, line.to_owned());
+        }
+    }
+    ensure!(
+        bytes <= CORPUS_BYTES,
+        "{bytes} bytes were recorded, more than {CORPUS_BYTES}: take a smaller sample"
+    );
+    std::fs::create_dir_all(corpus)?;
+    for (folder, cases) in &files {
+        let mut text = cases.values().cloned().collect::<Vec<_>>().join("\n");
+        text.push('\n');
+        std::fs::write(corpus.join(format!("{folder}.jsonl")), text)?;
+    }
+    println!("recorded {} cases, {bytes} bytes", files.values().map(BTreeMap::len).sum::<usize>());
+    Ok(())
 }
 
 /// The test files below a folder whose path has `only` in it.

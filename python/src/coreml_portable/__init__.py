@@ -20,7 +20,7 @@ from .errors import (
     TypeMismatchError,
     UnsupportedError,
 )
-from .model import Model, State, backend_info, live_objects
+from .model import Model, State, backend_info, compile_model, live_objects
 
 __all__ = [
     "BusyError",
@@ -36,6 +36,7 @@ __all__ = [
     "TypeMismatchError",
     "UnsupportedError",
     "backend_info",
+    "compile_model",
     "install",
     "live_objects",
 ]

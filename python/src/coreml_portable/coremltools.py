@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .errors import CoreMLError, whole_message
-from .model import Model, State
+from .model import Model, State, compile_model
 
 _MODULE = "coremltools.libcoremlpython"
 _SPECIFICATION_VERSION = 10
@@ -30,23 +30,6 @@ def _failure(error: CoreMLError) -> RuntimeError:
     failure = RuntimeError(whole_message(error))
     failure.__cause__ = error
     return failure
-
-
-def _compiled(source: str) -> str:
-    """A folder `*.mlmodelc` that holds the model as it is; only this engine reads it."""
-    folder = tempfile.mkdtemp(suffix=".mlmodelc")
-    name = "model.mlpackage" if os.path.isdir(source) else "model.mlmodel"
-    (shutil.copytree if os.path.isdir(source) else shutil.copyfile)(source, os.path.join(folder, name))
-    return folder
-
-
-def _source(path: str) -> str:
-    """What to load for a path: the model inside a folder that :func:`_compiled` made, or the path itself."""
-    for name in ("model.mlpackage", "model.mlmodel"):
-        inside = os.path.join(path, name)
-        if path.endswith(".mlmodelc") and os.path.exists(inside):
-            return inside
-    return path
 
 
 def _input(feature: dict[str, Any] | None, value: Any) -> Any:
@@ -107,17 +90,18 @@ class _MLModelProxy:
         self._asset = asset
         begin = time.perf_counter_ns()
         try:
-            self._model = Model(_source(path), function=function_name or None, compute_units=compute_units)
+            if path.endswith(".mlmodelc"):
+                self._compiled = path
+            else:
+                # coremltools may delete the source; the compiled model lasts as long as this object.
+                self._compiled = compile_model(path)
+                weakref.finalize(self, shutil.rmtree, os.path.dirname(self._compiled), ignore_errors=True)
+            self._model = Model(self._compiled, function=function_name or None, compute_units=compute_units)
         except CoreMLError as error:
             raise _failure(error) from error
         self._load_ns = time.perf_counter_ns() - begin
         self._predict_ns: int | None = None
         self._features = {feature["name"]: feature for feature in self._model.description.get("inputs", [])}
-        self._compiled = path
-        if not path.endswith(".mlmodelc"):
-            # coremltools may delete the source; the compiled model lasts as long as this object.
-            self._compiled = _compiled(path)
-            weakref.finalize(self, shutil.rmtree, self._compiled, ignore_errors=True)
 
     def predict(self, data: dict[str, Any], state: _State | None = None) -> dict[str, Any]:
         begin = time.perf_counter_ns()
@@ -157,12 +141,10 @@ class _MLModelProxy:
 
     @staticmethod
     def compileModel(path: str) -> str:  # noqa: N802, the native name
-        path = path.rstrip("/")
         try:
-            Model(path).close()
+            return compile_model(path.rstrip("/"))
         except CoreMLError as error:
             raise _failure(error) from error
-        return _compiled(path)
 
     @staticmethod
     def create_model_asset_from_path(path: str) -> _MLModelAssetProxy:

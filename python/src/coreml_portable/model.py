@@ -39,6 +39,23 @@ def backend_info() -> dict[str, Any]:
     return _json(blob)
 
 
+def compile_model(source: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None) -> str:
+    """Compiles a ``.mlmodel`` or ``.mlpackage`` and returns the path of the ``.mlmodelc`` inside `folder`.
+
+    With no folder the result is in a temporary one, which is the caller's to delete.
+
+    Raises:
+        CoreMLError: in one of its subclasses, if the model does not load.
+    """
+    blob = c_void_p()
+    into = Str.of(os.fsencode(folder) if folder is not None else None)
+    call(TABLE.model_compile, TABLE.self_, Str.of(os.fsencode(source)), into, byref(blob))
+    try:
+        return TABLE.blob_bytes(blob).text()
+    finally:
+        TABLE.blob_free(blob)
+
+
 class State:
     """The memory of a stateful model, which :meth:`Model.new_state` makes; a mapping from name to array.
 
