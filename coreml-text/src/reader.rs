@@ -3,7 +3,7 @@
 //! A model's memory cannot leave its thread, and a thread can lose its instance. So the tokens are the truth and a memory is a
 //! cache of them: each inference thread keeps the memories that were used last, and a text goes on with the one that holds the
 //! longest beginning of it. What is not there is read again. So several texts share one model, one that begins like another
-//! continues from a copy of its memory, and nothing is lost when a thread starts anew.
+//! continues from a copy of its memory, and nothing is lost when a thread starts anew. `docs/decisions/0006` has the reasons.
 
 use std::cell::RefCell;
 use std::sync::Arc;
