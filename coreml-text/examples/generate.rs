@@ -1,8 +1,10 @@
 //! Goes on with a text, as it is made.
 //!
 //! ```text
-//! cargo run --release -p coreml-text --example generate -- MODEL.mlpackage tokenizer.json "The function returns"
+//! cargo run --release -p coreml-text --example generate -- MODEL.mlpackage tokenizer.json "The function returns" 0.8
 //! ```
+//!
+//! The last argument is the temperature; 0, and always the likeliest token, without it.
 
 use std::io::Write;
 
@@ -21,7 +23,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model_ref = client.load_model_async(path).await?;
     let model = TextModel::new(&client, model_ref, Tokenizer::from_file(tokenizer)?, &["<|end|>"])?;
 
-    let sampling = Sampling { temperature: 0.8, top_p: 0.95, ..Sampling::default() };
+    let temperature = arguments.next().map_or(Ok(0.0), |text| text.parse())?;
+    let sampling = Sampling { temperature, top_p: 0.95, ..Sampling::default() };
     let mut stream = model.generate(&prompt, Generation { most: 200, sampling, ..Generation::default() })?;
     print!("{prompt}");
     while let Some(piece) = stream.next().await {

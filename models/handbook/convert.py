@@ -86,6 +86,8 @@ def program(weights: Weights, shape: Shape) -> Program:
         cos, sin = (between(mb.const(val=x), start, end, 0) for x in (cosines, sines))
         mask = mb.expand_dims(x=causalMask, axes=[1])
         x = mb.gather(x=half(weights["words.weight"]), indices=inputIds, axis=0)
+        # Read once: the converter takes all reads of a state for one, whatever is written between them.
+        caches = [mb.read_state(input=state) for state in (keyCache, valueCache)]
         for layer in range(shape.layers):
             name = f"layers.{layer}"
 
@@ -101,16 +103,16 @@ def program(weights: Weights, shape: Shape) -> Program:
             query = rotate(heads("query", shape.heads), cos, sin)
             fresh = rotate(heads("key", shape.key_heads), cos, sin), heads("value", shape.key_heads)
             whole = []
-            for state, part in zip((keyCache, valueCache), fresh, strict=True):
+            for i, (state, part) in enumerate(zip((keyCache, valueCache), fresh, strict=True)):
                 begin = mb.concat(values=[np.int32([layer, 0, 0]), mb.expand_dims(x=start, axes=[0]), np.int32([0])], axis=0)
                 to = mb.concat(
                     values=[np.int32([layer + 1, 1, shape.key_heads]), mb.expand_dims(x=end, axes=[0]), np.int32([shape.head])],
                     axis=0,
                 )
                 updated = mb.slice_update(
-                    x=mb.read_state(input=state), update=mb.expand_dims(x=part, axes=[0]), begin=begin, end=to
+                    x=caches[i], update=mb.expand_dims(x=part, axes=[0]), begin=begin, end=to
                 )
-                updated = mb.coreml_update_state(state=state, value=updated)
+                caches[i] = updated = mb.coreml_update_state(state=state, value=updated)
                 own = mb.slice_by_index(
                     x=updated,
                     begin=[layer, 0, 0, 0, 0],
