@@ -274,6 +274,16 @@ typedef struct CmlBridge {
   CmlStatus (*state_with_bytes)(CmlState *state, CmlStr name, int32_t writable, CmlTensorBytesFn visit, void *context,
                                 CmlError **error);
   void (*state_release)(CmlState *state);
+
+  /* ---- appended ---- */
+  /* [F] The names of the functions of .mlmodel, .mlpackage or .mlmodelc, as a JSON array of strings. */
+  CmlStatus (*function_names)(void *self, CmlStr path, CmlBlob **json, CmlError **error);
+  /* [S] One prediction for each of `n_rows` rows: `names[i]` names `inputs[row * n_inputs + i]`. `results` has room for
+     `n_rows` results, and afterwards holds one for each row, or NULL only. `options` may choose outputs, but give no
+     backings. A bridge whose framework runs the rows as one reports the times of the whole in every result. */
+  CmlStatus (*model_predict_batch)(CmlModel *model, size_t n_rows, const CmlStr *names, CmlValue *const *inputs,
+                                   size_t n_inputs, const CmlPredictOptions *options, CmlResult **results,
+                                   CmlError **error);
 } CmlBridge;
 
 /* Apple's Core ML through the Objective-C shim. */

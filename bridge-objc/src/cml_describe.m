@@ -209,7 +209,7 @@ static CmlStatus cml_describe(CmlModel *model, CmlJson *json, CmlBlob **blob, Cm
   cml_describe_features(json, "inputs", model->inputs);
   cml_describe_features(json, "outputs", model->outputs);
   cml_describe_features(json, "states", model->states);
-  if (model->functions == nil) model->functions = [cml_function_names(model->compiled) retain];
+  if (model->functions == nil) model->functions = [cml_functions_of(model->compiled, NULL) retain];
   if (model->functions != nil) {
     cml_json_key(json, "functions");
     cml_json_open(json, '[');

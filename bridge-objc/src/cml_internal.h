@@ -249,8 +249,9 @@ CmlStatus cml_image_with_bytes(CmlValue *value, int32_t writable, CmlImageBytesF
 CmlStatus cml_model_compile(void *self, CmlStr source, CmlStr folder, CmlBlob **path, CmlError **error);
 CmlStatus cml_model_load(void *self, CmlStr path, const CmlConfig *config, CmlModel **model, CmlError **error);
 void cml_model_release(CmlModel *model);
-/* The functions of a compiled model; nil when the OS cannot tell. */
-NSArray<NSString *> *cml_function_names(NSString *compiled);
+/* The functions of a compiled model; nil, and perhaps *cause, when the OS cannot tell. `cause` may be NULL. */
+NSArray<NSString *> *cml_functions_of(NSString *compiled, NSError **cause);
+CmlStatus cml_function_names(void *self, CmlStr path, CmlBlob **json, CmlError **error);
 
 /* cml_describe.m */
 CmlStatus cml_model_describe(CmlModel *model, CmlBlob **json, CmlError **error);
@@ -258,6 +259,9 @@ CmlStatus cml_model_describe(CmlModel *model, CmlBlob **json, CmlError **error);
 /* cml_predict.m */
 CmlStatus cml_model_predict(CmlModel *model, CmlState *state, const CmlStr *names, CmlValue *const *inputs,
                             size_t n_inputs, const CmlPredictOptions *options, CmlResult **result, CmlError **error);
+CmlStatus cml_model_predict_batch(CmlModel *model, size_t n_rows, const CmlStr *names, CmlValue *const *inputs,
+                                  size_t n_inputs, const CmlPredictOptions *options, CmlResult **results,
+                                  CmlError **error);
 void cml_result_view(const CmlResult *result, CmlResultView *view);
 void cml_result_free(CmlResult *result);
 

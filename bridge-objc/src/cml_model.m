@@ -120,7 +120,8 @@ typedef struct CmlAnswer {
   pthread_cond_t given;
   int holders;
   bool done;
-  NSArray *names; /* retained */
+  NSArray *names; /* retained, as is the other */
+  NSError *cause;
 } CmlAnswer;
 
 static void cml_answer_drop(CmlAnswer *answer) { /* with the lock held; gives it up */
@@ -128,14 +129,18 @@ static void cml_answer_drop(CmlAnswer *answer) { /* with the lock held; gives it
   pthread_mutex_unlock(&answer->lock);
   if (!last) return;
   [answer->names release];
+  [answer->cause release];
   pthread_cond_destroy(&answer->given);
   pthread_mutex_destroy(&answer->lock);
   free(answer);
 }
 
-static void cml_answer_give(CmlAnswer *answer, NSArray *names) {
+static void cml_answer_give(CmlAnswer *answer, NSArray *names, NSError *cause) {
   pthread_mutex_lock(&answer->lock);
-  if (!answer->done) answer->names = [names retain];
+  if (!answer->done) {
+    answer->names = [names retain];
+    answer->cause = [cause retain];
+  }
   answer->done = true;
   pthread_cond_signal(&answer->given);
   cml_answer_drop(answer);
@@ -143,7 +148,7 @@ static void cml_answer_give(CmlAnswer *answer, NSArray *names) {
 
 enum { CML_ANSWER_SECONDS = 20 }; /* an answer that never comes must not hang a load */
 
-static NSArray<NSString *> *cml_answer_wait(CmlAnswer *answer) {
+static NSArray<NSString *> *cml_answer_wait(CmlAnswer *answer, NSError **cause) {
   struct timespec until;
   clock_gettime(CLOCK_REALTIME, &until);
   until.tv_sec += CML_ANSWER_SECONDS;
@@ -151,13 +156,14 @@ static NSArray<NSString *> *cml_answer_wait(CmlAnswer *answer) {
   while (!answer->done && pthread_cond_timedwait(&answer->given, &answer->lock, &until) != ETIMEDOUT) {
   }
   NSArray *names = [[answer->names retain] autorelease];
+  if (cause != NULL) *cause = [[answer->cause retain] autorelease];
   cml_answer_drop(answer);
   return names;
 }
 
-NSArray<NSString *> *cml_function_names(NSString *compiled) {
+NSArray<NSString *> *cml_functions_of(NSString *compiled, NSError **cause) {
   CML_IF_OS(15, 0, 18.0) {
-    MLModelAsset *asset = [MLModelAsset modelAssetWithURL:[NSURL fileURLWithPath:compiled] error:NULL];
+    MLModelAsset *asset = [MLModelAsset modelAssetWithURL:[NSURL fileURLWithPath:compiled] error:cause];
     if (asset == nil) return nil;
     CmlAnswer *answer = calloc(1, sizeof *answer);
     if (answer == NULL) return nil;
@@ -166,19 +172,18 @@ NSArray<NSString *> *cml_function_names(NSString *compiled) {
     answer->holders = 2;
     bool asked = false;
     @try {
-      [asset functionNamesWithCompletionHandler:^(NSArray<NSString *> *names, NSError *cause) {
-        (void)cause;
-        cml_answer_give(answer, names);
+      [asset functionNamesWithCompletionHandler:^(NSArray<NSString *> *names, NSError *why) {
+        cml_answer_give(answer, names, why);
       }];
       asked = true;
     } @finally {
       if (!asked) { /* the call threw: no answer will come */
-        cml_answer_give(answer, nil);
+        cml_answer_give(answer, nil, nil);
         pthread_mutex_lock(&answer->lock);
         cml_answer_drop(answer);
       }
     }
-    return cml_answer_wait(answer);
+    return cml_answer_wait(answer, cause);
   }
   return nil;
 }
@@ -240,24 +245,68 @@ static CmlStatus cml_configure(const CmlConfig *config, MLModelConfiguration *se
   return CML_OK;
 }
 
-static CmlStatus cml_load(CmlModel *model, CmlStr path, const CmlConfig *config, CmlError **error) {
-  NSString *source = nil, *function = nil;
-  MLModelConfiguration *settings = [[[MLModelConfiguration alloc] init] autorelease];
-  CmlStatus status = cml_configure(config, settings, &function, error);
-  if (status == CML_OK) status = cml_path(path, "model", &source, error);
+/* The compiled form of what is at `path`; *made tells if it was compiled just now, and is the caller's to delete. */
+static CmlStatus cml_compiled(CmlStr path, NSString **compiled, bool *made, CmlError **error) {
+  NSString *source = nil;
+  CmlStatus status = cml_path(path, "model", &source, error);
   if (status != CML_OK) return status;
   NSString *extension = source.pathExtension;
-  NSString *compiled = source;
   if ([extension isEqualToString:@"mlmodel"] || [extension isEqualToString:@"mlpackage"]) {
-    status = cml_compile(source, &compiled, error);
-    if (status != CML_OK) return status;
-    model->owns_compiled = true;
-  } else if (![extension isEqualToString:@"mlmodelc"]) {
+    status = cml_compile(source, compiled, error);
+    *made = status == CML_OK;
+    return status;
+  }
+  if (![extension isEqualToString:@"mlmodelc"]) {
     return cml_fail(error, CML_UNSUPPORTED, "%s is neither .mlmodel nor .mlpackage nor .mlmodelc", cml_utf8(source));
   }
+  *compiled = source;
+  return CML_OK;
+}
+
+static CmlStatus cml_names_at(CmlStr path, CmlJson *json, CmlBlob **blob, CmlError **error) {
+  NSString *compiled = nil;
+  NSError *cause = nil;
+  bool made = false, can = false;
+  CML_IF_OS(15, 0, 18.0) can = true;
+  if (!can) return cml_fail_os(error, "naming the functions of a model", "macOS 15 or iOS 18");
+  CmlStatus status = cml_compiled(path, &compiled, &made, error);
+  if (status != CML_OK) return status;
+  @try {
+    NSArray<NSString *> *names = cml_functions_of(compiled, &cause);
+    if (names == nil) return cml_fail_nserror(error, CML_FRAMEWORK, cause, "naming the functions of the model");
+    cml_json_open(json, '[');
+    for (NSString *name in names) cml_json_string(json, name);
+    cml_json_close(json, ']');
+    return cml_json_finish(json, blob, error);
+  } @finally {
+    if (made) cml_remove(compiled);
+  }
+}
+
+CmlStatus cml_function_names(void *self, CmlStr path, CmlBlob **blob, CmlError **error) {
+  (void)self;
+  CML_CLEAR(error);
+  if (blob == NULL) return cml_fail(error, CML_INVALID_ARGUMENT, "there is no place for the names");
+  *blob = NULL;
+  CmlStatus status = CML_OK;
+  CmlJson json;
+  memset(&json, 0, sizeof json);
+  CML_TRY
+  status = cml_names_at(path, &json, blob, error);
+  CML_CATCH(status, error)
+  free(json.bytes); /* what an exception left */
+  return status;
+}
+
+static CmlStatus cml_load(CmlModel *model, CmlStr path, const CmlConfig *config, CmlError **error) {
+  NSString *compiled = nil, *function = nil;
+  MLModelConfiguration *settings = [[[MLModelConfiguration alloc] init] autorelease];
+  CmlStatus status = cml_configure(config, settings, &function, error);
+  if (status == CML_OK) status = cml_compiled(path, &compiled, &model->owns_compiled, error);
+  if (status != CML_OK) return status;
   model->compiled = [compiled retain];
   if (function != nil) {
-    NSArray<NSString *> *functions = cml_function_names(compiled);
+    NSArray<NSString *> *functions = cml_functions_of(compiled, NULL); /* why not, loading will tell */
     if (functions.count > 0 && ![functions containsObject:function]) {
       return cml_fail(error, CML_NOT_FOUND, "the model has no function '%s', but %s", cml_utf8(function),
                       cml_utf8([functions componentsJoinedByString:@", "]));

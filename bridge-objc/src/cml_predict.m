@@ -256,6 +256,11 @@ static CmlStatus cml_collect(const CmlCall *call, id<MLFeatureProvider> given, N
 
 /* ---- the call ---- */
 
+static CmlStatus cml_fail_prediction(CmlError **error, NSError *cause) {
+  bool mismatch = [cause.domain isEqualToString:MLModelErrorDomain] && cause.code == MLModelErrorFeatureType;
+  return cml_fail_nserror(error, mismatch ? CML_TYPE_MISMATCH : CML_FRAMEWORK, cause, "the prediction");
+}
+
 static CmlStatus cml_run(const CmlCall *call, CmlError **error) {
   uint64_t start = cml_now();
   NSArray<NSString *> *names = nil;
@@ -282,16 +287,33 @@ static CmlStatus cml_run(const CmlCall *call, CmlError **error) {
     }
     if (!ran) return cml_fail_os(error, "a prediction with a state", "macOS 15 or iOS 18");
   }
-  if (given == nil) {
-    bool mismatch = [cause.domain isEqualToString:MLModelErrorDomain] && cause.code == MLModelErrorFeatureType;
-    return cml_fail_nserror(error, mismatch ? CML_TYPE_MISMATCH : CML_FRAMEWORK, cause, "the prediction");
-  }
+  if (given == nil) return cml_fail_prediction(error, cause);
   uint64_t ran = cml_now();
   status = cml_collect(call, given, names, backings, error);
   call->result->prepare_ns = prepared - start;
   call->result->run_ns = ran - prepared;
   call->result->collect_ns = cml_now() - ran;
   return status;
+}
+
+/* The arguments of a call, as far as they can be checked without the framework. */
+static CmlStatus cml_call_read(CmlCall *call, CmlModel *model, const CmlStr *names, CmlValue *const *inputs,
+                               size_t n_inputs, const CmlPredictOptions *options, CmlError **error) {
+  memset(call, 0, sizeof *call);
+  call->model = model;
+  call->names = names;
+  call->inputs = inputs;
+  call->n_inputs = n_inputs;
+  if (options != NULL) {
+    if (!CML_REACHES(CmlPredictOptions, options, size)) {
+      return cml_fail(error, CML_INVALID_ARGUMENT, "the options have size %u, which is too small", options->size);
+    }
+    memcpy(&call->options, options, options->size < sizeof call->options ? options->size : sizeof call->options);
+    if (!CML_REACHES(CmlPredictOptions, options, n_wanted)) call->options.n_wanted = 0;
+    if (!CML_REACHES(CmlPredictOptions, options, n_backings)) call->options.n_backings = 0;
+  }
+  CmlStatus status = cml_check_inputs(call, error);
+  return status == CML_OK ? cml_check_options(call, error) : status;
 }
 
 CmlStatus cml_model_predict(CmlModel *model, CmlState *state, const CmlStr *names, CmlValue *const *inputs,
@@ -304,23 +326,9 @@ CmlStatus cml_model_predict(CmlModel *model, CmlState *state, const CmlStr *name
     return cml_fail(error, CML_INVALID_ARGUMENT, "the state is not one of this model");
   }
   CmlCall call;
-  memset(&call, 0, sizeof call);
-  call.model = model;
-  call.state = state;
-  call.names = names;
-  call.inputs = inputs;
-  call.n_inputs = n_inputs;
-  if (options != NULL) {
-    if (!CML_REACHES(CmlPredictOptions, options, size)) {
-      return cml_fail(error, CML_INVALID_ARGUMENT, "the options have size %u, which is too small", options->size);
-    }
-    memcpy(&call.options, options, options->size < sizeof call.options ? options->size : sizeof call.options);
-    if (!CML_REACHES(CmlPredictOptions, options, n_wanted)) call.options.n_wanted = 0;
-    if (!CML_REACHES(CmlPredictOptions, options, n_backings)) call.options.n_backings = 0;
-  }
-  CmlStatus status = cml_check_inputs(&call, error);
-  if (status == CML_OK) status = cml_check_options(&call, error);
+  CmlStatus status = cml_call_read(&call, model, names, inputs, n_inputs, options, error);
   if (status != CML_OK) return status;
+  call.state = state;
   call.result = cml_handle_new(sizeof *call.result, &cml_tag_result);
   if (call.result == NULL) return cml_fail_memory(error);
   status = cml_call_enter(&call, error);
@@ -334,6 +342,94 @@ CmlStatus cml_model_predict(CmlModel *model, CmlState *state, const CmlStr *name
     *result = call.result;
   } else {
     cml_result_free(call.result);
+  }
+  return status;
+}
+
+/* ---- many rows ---- */
+
+/* One row of a call that holds the inputs of all. */
+static CmlCall cml_row(const CmlCall *whole, size_t row, size_t n_rows, CmlResult *result) {
+  CmlCall call = *whole;
+  call.n_inputs = whole->n_inputs / n_rows;
+  if (call.n_inputs > 0) call.inputs = whole->inputs + row * call.n_inputs;
+  call.result = result;
+  return call;
+}
+
+static CmlStatus cml_run_batch(const CmlCall *whole, size_t n_rows, CmlResult **results, CmlError **error) {
+  uint64_t start = cml_now();
+  NSArray<NSString *> *names = nil;
+  CmlStatus status = cml_wanted(whole, &names, error);
+  if (status != CML_OK) return status;
+  NSMutableArray<id<MLFeatureProvider>> *rows = [NSMutableArray array];
+  for (size_t row = 0; row < n_rows; row++) {
+    CmlCall call = cml_row(whole, row, n_rows, results[row]);
+    MLDictionaryFeatureProvider *inputs = nil;
+    status = cml_features(&call, &inputs, error);
+    if (status != CML_OK) return status;
+    [rows addObject:inputs];
+  }
+  MLArrayBatchProvider *batch = [[[MLArrayBatchProvider alloc] initWithFeatureProviderArray:rows] autorelease];
+  MLPredictionOptions *plain = [[[MLPredictionOptions alloc] init] autorelease];
+  uint64_t prepared = cml_now();
+  NSError *cause = nil;
+  id<MLBatchProvider> given = [whole->model->model predictionsFromBatch:batch options:plain error:&cause];
+  if (given == nil) return cml_fail_prediction(error, cause);
+  uint64_t came = cml_now();
+  if (given.count < 0 || (size_t)given.count != n_rows) {
+    return cml_fail(error, CML_FRAMEWORK, "%zu rows were given, but %ld came back", n_rows, (long)given.count);
+  }
+  for (size_t row = 0; row < n_rows; row++) {
+    CmlCall call = cml_row(whole, row, n_rows, results[row]);
+    status = cml_collect(&call, [given featuresAtIndex:(NSInteger)row], names, [NSDictionary dictionary], error);
+    if (status != CML_OK) return status;
+  }
+  uint64_t collected = cml_now();
+  for (size_t row = 0; row < n_rows; row++) { /* Core ML does not tell the rows apart */
+    results[row]->prepare_ns = prepared - start;
+    results[row]->run_ns = came - prepared;
+    results[row]->collect_ns = collected - came;
+  }
+  return CML_OK;
+}
+
+CmlStatus cml_model_predict_batch(CmlModel *model, size_t n_rows, const CmlStr *names, CmlValue *const *inputs,
+                                  size_t n_inputs, const CmlPredictOptions *options, CmlResult **results,
+                                  CmlError **error) {
+  CML_CLEAR(error);
+  if (n_rows > 0 && results == NULL) return cml_fail(error, CML_INVALID_ARGUMENT, "there is no place for the results");
+  for (size_t row = 0; row < n_rows; row++) results[row] = NULL;
+  if (!cml_is(model, &cml_tag_model)) return cml_fail(error, CML_INVALID_ARGUMENT, "not a model of this bridge");
+  size_t total = 0;
+  if (__builtin_mul_overflow(n_rows, n_inputs, &total)) {
+    return cml_fail(error, CML_INVALID_ARGUMENT, "%zu rows of %zu inputs are too many", n_rows, n_inputs);
+  }
+  CmlCall call;
+  CmlStatus status = cml_call_read(&call, model, names, inputs, total, options, error);
+  if (status != CML_OK) return status;
+  if (call.options.n_backings > 0) {
+    return cml_fail(error, CML_UNSUPPORTED, "output backings belong to one prediction, not to a batch");
+  }
+  if (n_rows == 0) return CML_OK;
+  for (size_t row = 0; row < n_rows && status == CML_OK; row++) {
+    results[row] = cml_handle_new(sizeof **results, &cml_tag_result);
+    if (results[row] != NULL) continue;
+    (void)cml_fail_memory(error);
+    status = CML_OUT_OF_MEMORY;
+  }
+  if (status == CML_OK) {
+    status = cml_call_enter(&call, error);
+    if (status == CML_OK) {
+      CML_TRY
+      status = cml_run_batch(&call, n_rows, results, error);
+      CML_CATCH(status, error)
+    }
+    cml_call_leave(&call);
+  }
+  for (size_t row = 0; row < n_rows && status != CML_OK; row++) {
+    cml_result_free(results[row]);
+    results[row] = NULL;
   }
   return status;
 }
@@ -356,7 +452,7 @@ void cml_result_view(const CmlResult *result, CmlResultView *view) {
 }
 
 void cml_result_free(CmlResult *result) {
-  if (!cml_is(result, &cml_tag_result)) return;
+  if (result == NULL || !cml_is(result, &cml_tag_result)) return;
   for (size_t i = 0; i < result->n; i++) {
     cml_string_free(result->outputs[i].name);
     cml_value_release(result->outputs[i].value);

@@ -52,6 +52,7 @@ static CmlStatus cml_info(CmlJson *json, CmlBlob **blob, CmlError **error) {
   CML_IF_OS(13, 0, 16.0) features[n_features++] = "display_name";
   CML_IF_OS(15, 0, 18.0) features[n_features++] = "functions";
   CML_IF_OS(15, 0, 18.0) features[n_features++] = "state";
+  features[n_features++] = "batch";
   cml_json_open(json, '{');
   cml_json_key(json, "name");
   cml_json_text(json, "coreml");
@@ -120,6 +121,8 @@ static const CmlBridge cml_bridge = {
     .state_new = cml_state_new,
     .state_with_bytes = cml_state_with_bytes,
     .state_release = cml_state_release,
+    .function_names = cml_function_names,
+    .model_predict_batch = cml_model_predict_batch,
 };
 
 const CmlBridge *cml_bridge_coreml(void) { return &cml_bridge; }

@@ -484,6 +484,29 @@ static void state_release(CmlState *state) {
   live--;
 }
 
+/* ---- appended ---- */
+
+static CmlStatus function_names(void *self, CmlStr path, CmlBlob **json, CmlError **error) {
+  (void)self;
+  (void)path;
+  (void)error;
+  return blob_of("[\"main\",\"other\"]", json);
+}
+static CmlStatus model_predict_batch(CmlModel *model, size_t n_rows, const CmlStr *names, CmlValue *const *inputs,
+                                     size_t n, const CmlPredictOptions *options, CmlResult **results,
+                                     CmlError **error) {
+  CmlStatus status = CML_OK;
+  for (size_t row = 0; row < n_rows; row++) results[row] = NULL;
+  for (size_t row = 0; row < n_rows && status == CML_OK; row++) {
+    status = model_predict(model, NULL, names, inputs + row * n, n, options, &results[row], error);
+  }
+  for (size_t row = 0; row < n_rows && status != CML_OK; row++) {
+    result_free(results[row]);
+    results[row] = NULL;
+  }
+  return status;
+}
+
 const CmlBridge *cml_test_delegate(void) {
   static const CmlBridge table = {
       CML_ABI_VERSION,  sizeof(CmlBridge), NULL,
@@ -497,7 +520,7 @@ const CmlBridge *cml_test_delegate(void) {
       scalar_new,       scalar_view,       dictionary_new,
       sequence_new,     entries_view,      image_new,
       image_with_bytes, state_new,         state_with_bytes,
-      state_release,
+      state_release,    function_names,    model_predict_batch,
   };
   return &table;
 }

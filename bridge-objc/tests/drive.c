@@ -962,6 +962,76 @@ static void test_wanted(void) {
   B->model_release(model);
 }
 
+/* Two rows that differ, and one that is the first again: no row may be another's. */
+static void test_batch(void) {
+  CmlError *error = NULL;
+  CmlModel *model = load();
+  static const float other[6] = {-1, -2, -3, -4, -5, -6}, other_twice[6] = {-2, -4, -6, -8, -10, -12};
+  CmlValue *x = tensor_x(), *y = tensor(CML_DTYPE_FLOAT32, other, sizeof other);
+  CmlValue *half = tensor(CML_DTYPE_FLOAT16, h_data, sizeof h_data);
+  CmlStr names[2] = {str("h"), str("x")}, wanted[1] = {str("out_x")};
+  CmlValue *rows[6] = {half, x, half, y, half, x};
+  CmlPredictOptions options = {.size = sizeof options, .wanted = wanted, .n_wanted = 1};
+  CmlResult *results[3];
+  static const uint32_t modes[] = {0, CML_HOSTILE_PADDED};
+  for (size_t mode = 0; mode < sizeof modes / sizeof modes[0]; mode++) {
+    cml_workalike_set_hostile(modes[mode]);
+    CHECK(WENT(B->model_predict_batch(model, 3, names, rows, 2, &options, results, &error)));
+    for (int row = 0; row < 3; row++) {
+      CmlResultView view = {.size = sizeof view};
+      B->result_view(results[row], &view);
+      CHECK(view.n_outputs == 1 && is(view.outputs[0].name, "out_x") && view.run_ns > 0);
+      CHECK(holds_f32(output(results[row], "out_x")->value, row == 1 ? other_twice : x_twice, 6));
+      B->result_free(results[row]);
+    }
+  }
+  memset(results, 0xFF, sizeof results);
+  cml_workalike_set_hostile(CML_HOSTILE_LOSE_ROW);
+  REFUSED(B->model_predict_batch(model, 3, names, rows, 2, NULL, results, &error), CML_FRAMEWORK,
+          "3 rows were given, but 2 came back");
+  CHECK(results[0] == NULL && results[1] == NULL && results[2] == NULL);
+  cml_workalike_set_hostile(0);
+  /* The last row is wrong: there is no result at all. */
+  rows[5] = scalar(CML_KIND_INT64, 1, 0, "");
+  memset(results, 0xFF, sizeof results);
+  REFUSED(B->model_predict_batch(model, 3, names, rows, 2, NULL, results, &error), CML_TYPE_MISMATCH, "'x' is a int64");
+  CHECK(results[0] == NULL && results[1] == NULL && results[2] == NULL);
+  B->value_release(rows[5]);
+  rows[5] = NULL;
+  REFUSED(B->model_predict_batch(model, 3, names, rows, 2, NULL, results, &error), CML_INVALID_ARGUMENT, "input 5");
+  CmlValue *backing = tensor_x();
+  options = (CmlPredictOptions){
+      .size = sizeof options, .backing_names = wanted, .backings = &backing, .n_backings = 1};
+  REFUSED(B->model_predict_batch(model, 2, names, rows, 2, &options, results, &error), CML_UNSUPPORTED, "backings");
+  REFUSED(B->model_predict_batch(model, SIZE_MAX / 2, names, NULL, 4, NULL, NULL, &error), CML_INVALID_ARGUMENT,
+          "place");
+  REFUSED(B->model_predict_batch(NULL, 2, names, rows, 2, NULL, results, &error), CML_INVALID_ARGUMENT, "model");
+  CHECK(WENT(B->model_predict_batch(model, 0, names, NULL, 2, NULL, NULL, &error)));
+  /* Everything is free again. */
+  CHECK(holds_f32(x, x_data, 6));
+  B->value_release(backing);
+  B->value_release(half);
+  B->value_release(y);
+  B->value_release(x);
+  B->model_release(model);
+}
+
+static void test_function_names(void) {
+  CmlError *error = NULL;
+  CmlBlob *json = NULL;
+  CHECK(WENT(B->function_names(B->self, str(path_to("model.mlmodel")), &json, &error)));
+  CHECK(is(B->blob_bytes(json), "[\"main\",\"other\"]"));
+  B->blob_free(json);
+  MUST_BALANCE("the compiled model of a question");
+  REFUSED(B->function_names(B->self, str(path_to("absent.mlmodel")), &json, &error), CML_NOT_FOUND, "absent");
+  REFUSED(B->function_names(B->self, str(path_to("notes.txt")), &json, &error), CML_UNSUPPORTED, "neither");
+  REFUSED(B->function_names(B->self, str(path_to("model.mlmodel")), NULL, &error), CML_INVALID_ARGUMENT, "place");
+  CHECK(json == NULL);
+  cml_test_macos = 1407;
+  REFUSED(B->function_names(B->self, str(path_to("model.mlmodel")), &json, &error), CML_UNSUPPORTED, "macOS 15");
+  cml_test_macos = 0;
+}
+
 static void test_backings(void) {
   CmlError *error = NULL;
   CmlModel *model = load();
@@ -1267,10 +1337,10 @@ static void test_old_systems(void) {
 /* Everything the table can do, stopping at the first failure. What was made is released in any case. */
 static CmlStatus everything(CmlError **error) {
   CmlStatus status = CML_OK;
-  CmlBlob *info = NULL, *json = NULL, *path = NULL;
+  CmlBlob *info = NULL, *json = NULL, *path = NULL, *functions = NULL;
   CmlModel *model = NULL;
   CmlState *state = NULL;
-  CmlResult *result = NULL, *second = NULL;
+  CmlResult *result = NULL, *second = NULL, *batch[2] = {NULL, NULL};
   CmlValue *values[N_ALL] = {NULL}, *backing = NULL;
   CmlStr names[N_ALL];
   static const CmlStr words[2] = {{"b", 1}, {"a", 1}};
@@ -1350,14 +1420,22 @@ static CmlStatus everything(CmlError **error) {
                                  .n_backings = 1};
     STEP(B->model_predict(model, state, names, values, 1, &options, &second, error));
   }
+  STEP(B->function_names(B->self, str(path_to("model.mlmodel")), &functions, error));
+  {
+    CmlValue *rows[2] = {values[0], values[0]};
+    STEP(B->model_predict_batch(model, 2, names, rows, 1, NULL, batch, error));
+  }
   STEP(B->tensor_read(backing, CML_DTYPE_FLOAT32, seen, 24, error));
   STEP(B->tensor_with_bytes(backing, 1, see, seen, error));
   STEP(B->image_with_bytes(values[13], 0, take_rows, rows, error));
   STEP(B->state_with_bytes(state, str("acc"), 1, see, seen, error));
 #undef STEP
   /* Rule 2: a failure leaves no handle behind. All that is not NULL was made. */
+  B->result_free(batch[1]);
+  B->result_free(batch[0]);
   B->result_free(second);
   B->result_free(result);
+  B->blob_free(functions);
   B->value_release(backing);
   for (int i = 0; i < N_ALL; i++) B->value_release(values[i]);
   B->state_release(state);
@@ -1392,6 +1470,7 @@ static void test_injection(void) {
   MUST_BALANCE("everything");
   for (size_t way = 0; way < sizeof ways / sizeof ways[0]; way++) {
     long nth = 1;
+    int assets = 0; /* met so far */
     for (;; nth++) {
       cml_workalike_set_hostile(ways[way].mode);
       cml_workalike_inject(ways[way].what, nth);
@@ -1402,8 +1481,9 @@ static void test_injection(void) {
         CHECK(status == CML_OK && error == NULL);
         break;
       }
-      /* Without an asset the functions are just not known. */
-      bool harmless = ways[way].what == CML_INJECT_FAILURE && strstr(where, "modelAssetWithURL") != NULL;
+      /* Without an asset a load just does not know the functions; who asks for them must be told. */
+      bool asset = ways[way].what == CML_INJECT_FAILURE && strstr(where, "modelAssetWithURL") != NULL;
+      bool harmless = asset && assets++ == 0;
       CmlErrorView view = view_of(error, 0);
       if (harmless ? status != CML_OK
                    : (status != ways[way].wanted || view.status != status || view.message.len == 0)) {
@@ -1454,6 +1534,8 @@ static const struct {
     {"predict_every_kind", test_predict_every_kind},
     {"wrong_inputs", test_wrong_inputs},
     {"wanted", test_wanted},
+    {"batch", test_batch},
+    {"function_names", test_function_names},
     {"backings", test_backings},
     {"states", test_states},
     {"serial", test_serial},

@@ -69,7 +69,8 @@ __attribute__((constructor)) static void wa_meet_main_thread(void) {
 
 __attribute__((constructor)) static void wa_read_environment(void) {
   static const char *const names[] = {"padded",        "ignore-backings", "alias-backings", "nil-error",
-                                      "nested-errors", "late-release",    "short-bytes",    "eager-free"};
+                                      "nested-errors", "late-release",    "short-bytes",    "eager-free",
+                                      "lose-row"};
   const char *list = getenv("CML_WORKALIKE_HOSTILE");
   unsigned modes = 0;
   while (list != NULL && *list != 0) {
@@ -582,6 +583,36 @@ static MLDictionaryFeatureProvider *provider_of(NSDictionary *values) {
 - (MLFeatureValue *)featureValueForName:(NSString *)name {
   entry("-[MLDictionaryFeatureProvider featureValueForName:]");
   return [[[_values objectForKey:name] retain] autorelease];
+}
+@end
+
+/* ---- batches ---- */
+
+@implementation MLArrayBatchProvider
+- (instancetype)initWithFeatureProviderArray:(NSArray<id<MLFeatureProvider>> *)array {
+  self = [super init];
+  born();
+  @try {
+    entry("-[MLArrayBatchProvider initWithFeatureProviderArray:]");
+  } @catch (...) {
+    [self release];
+    @throw;
+  }
+  _rows = [array copy];
+  return self;
+}
+- (void)dealloc {
+  [_rows release];
+  died();
+  [super dealloc];
+}
+- (NSInteger)count {
+  entry("-[MLArrayBatchProvider count]");
+  return (NSInteger)_rows.count;
+}
+- (id<MLFeatureProvider>)featuresAtIndex:(NSInteger)index {
+  entry("-[MLArrayBatchProvider featuresAtIndex:]");
+  return [[(id)[_rows objectAtIndex:(NSUInteger)index] retain] autorelease];
 }
 @end
 
@@ -1307,6 +1338,20 @@ OBJECT_GETTER(MLModelDescription *, modelDescription, _description)
                                                    error:(NSError **)error {
   if (entry_fails("-[MLModel predictionFromFeatures:usingState:options:error:]", error)) return nil;
   return predict(self, input, state->_state, options, error);
+}
+- (nullable id<MLBatchProvider>)predictionsFromBatch:(id<MLBatchProvider>)batch
+                                             options:(MLPredictionOptions *)options
+                                               error:(NSError **)error {
+  if (entry_fails("-[MLModel predictionsFromBatch:options:error:]", error)) return nil;
+  NSArray *rows = ((MLArrayBatchProvider *)batch)->_rows;
+  NSMutableArray *outputs = [NSMutableArray array];
+  for (id<MLFeatureProvider> row in rows) {
+    id<MLFeatureProvider> given = predict(self, row, NULL, options, error);
+    if (given == nil) return nil;
+    [outputs addObject:given];
+  }
+  if (hostile(CML_HOSTILE_LOSE_ROW) && outputs.count > 0) [outputs removeLastObject];
+  return [[[MLArrayBatchProvider alloc] initWithFeatureProviderArray:outputs] autorelease];
 }
 - (MLState *)newState {
   if (entry_fails("-[MLModel newState]", NULL)) return (MLState *)nil;

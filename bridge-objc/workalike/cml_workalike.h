@@ -23,7 +23,8 @@ enum {
   CML_HOSTILE_NESTED_ERRORS = 1 << 4,   /* nested-errors:   failures come as NSErrors four deep */
   CML_HOSTILE_LATE_RELEASE = 1 << 5,    /* late-release:    inputs are kept a while and released on another thread */
   CML_HOSTILE_SHORT_BYTES = 1 << 6,     /* short-bytes:     arrays announce fewer bytes than they reach over */
-  CML_HOSTILE_EAGER_FREE = 1 << 7       /* eager-free:      an array that cannot be made calls its deallocator */
+  CML_HOSTILE_EAGER_FREE = 1 << 7,      /* eager-free:      an array that cannot be made calls its deallocator */
+  CML_HOSTILE_LOSE_ROW = 1 << 8         /* lose-row:        a batch comes back without its last row */
 };
 void cml_workalike_set_hostile(uint32_t modes);
 void cml_workalike_set_late_release_ms(uint32_t milliseconds); /* 1000 to begin with */

@@ -157,6 +157,32 @@ impl Bridge {
         Ok(PathBuf::from(bytes))
     }
 
+    /// The names of the functions of a model (`.mlmodel`, `.mlpackage`, `.mlmodelc`), any of which
+    /// [`Config::function`] may choose.
+    ///
+    /// ```
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits-f32.mlpackage");
+    /// # #[cfg(not(target_vendor = "apple"))]
+    /// assert_eq!(coreml_bridge::Bridge::platform().functions(path)?, ["main"]);
+    /// # Ok::<(), coreml_bridge::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Load`] with the reason, [`Error::Unsupported`] if the system cannot tell, [`Error::Path`] if the path is not
+    /// UTF-8, [`Error::Description`] if the answer is not understood.
+    pub fn functions(self, path: impl AsRef<Path>) -> Result<Vec<String>, Error> {
+        let path = utf8(path.as_ref())?;
+        let subject: Arc<str> = path.into();
+        let json = self
+            .make("function_names", |table, json, error| {
+                // SAFETY: the path is borrowed for the call, the out-pointers are ours.
+                unsafe { (table.function_names)(table.own(), path.into(), json, error) }
+            })
+            .map_err(|failure| failure.about(&subject, |path, source| Error::Load { path, source }))?;
+        serde_json::from_slice(json.bytes())
+            .map_err(|source| Error::Description { subject, source: Arc::new(source) })
+    }
+
     /// Loads a model (`.mlmodel`, `.mlpackage`, `.mlmodelc`) for this thread, and reads its description.
     ///
     /// Blocks for as long as it takes, which for Core ML may be minutes.

@@ -208,6 +208,16 @@ pub enum Error {
         /// What the other side says.
         source: NativeError,
     },
+    /// The rows of a batch must give the same features.
+    #[error("row {row} of a batch for `{model}` does not give the features of row 0: {features:?}")]
+    UnevenBatch {
+        /// The model's path.
+        model: Arc<str>,
+        /// The first row that differs.
+        row: usize,
+        /// What row 0 gives.
+        features: Vec<String>,
+    },
     /// A value cannot cross the table.
     #[error("the value of `{feature}` cannot be passed between Rust and `{model}`")]
     Value {
@@ -402,6 +412,7 @@ impl Error {
             Error::Path { .. }
             | Error::Description { .. }
             | Error::Tensor { .. }
+            | Error::UnevenBatch { .. }
             | Error::MissingInput { .. }
             | Error::UnknownFeature { .. }
             | Error::WrongKind { .. }

@@ -148,6 +148,98 @@ impl CoreMlHandle {
         self.collect(&result, backings)
     }
 
+    /// Runs the model once for each row, in one call, and returns what each row gave, in order; for some of the outputs if
+    /// `wanted` names them. All rows give the same features. Without a state: one state cannot serve rows that may run at once.
+    ///
+    /// Core ML may run rows together; then the [`timings`](Prediction::timings) of every row are those of the whole batch.
+    ///
+    /// ```
+    /// # use coreml_bridge::{Bridge, Config, Dtype, Features, Tensor};
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits-f32.mlpackage");
+    /// # if cfg!(target_vendor = "apple") { return Ok(()) }
+    /// let model = Bridge::platform().load(path, &Config::default())?;
+    /// let image = Tensor::zeros(Dtype::Float32, &[1, 1, 8, 8])?;
+    /// let rows = vec![Features::new().with("image", image); 3];
+    /// let predictions = model.predict_batch(&rows, None)?;
+    /// assert_eq!(predictions.len(), 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`CoreMlHandle::predict`], for the first row that is wrong; [`Error::UnevenBatch`] if rows differ in their features;
+    /// [`Error::UnknownFeature`] for an output that is wanted. If one row fails, all do.
+    pub fn predict_batch(
+        &self,
+        rows: &[Features],
+        wanted: Option<&[&str]>,
+    ) -> Result<Vec<Prediction>, Error> {
+        let model = &*self.model;
+        let Some(first) = rows.first() else { return Ok(Vec::new()) };
+        for (row, inputs) in rows.iter().enumerate() {
+            self.check_inputs(inputs)?;
+            if inputs.len() != first.len() || first.iter().any(|(name, _)| inputs.get(name).is_none()) {
+                let features = first.iter().map(|(name, _)| name.to_owned()).collect();
+                return Err(Error::UnevenBatch { model: Arc::clone(&model.path), row, features });
+            }
+        }
+        for name in wanted.unwrap_or_default() {
+            self.known(Role::Output, name)?;
+        }
+
+        let names: Vec<CmlStr> = first.iter().map(|(name, _)| name.into()).collect();
+        let mut owned = Vec::with_capacity(rows.len() * names.len());
+        for inputs in rows {
+            // In the order of the first row.
+            for value in first.iter().filter_map(|(name, _)| inputs.get(name).map(|value| (name, value))) {
+                let (name, value) = value;
+                let value = model.bridge.lend(value);
+                owned.push(value.map_err(|failure| failure.about_feature(&model.path, name))?);
+            }
+        }
+        let values: Vec<*mut CmlValue> = owned.iter().map(Owned::as_ptr).collect();
+        let wanted: Vec<CmlStr> = wanted.unwrap_or_default().iter().map(|&name| name.into()).collect();
+        let options = CmlPredictOptions {
+            size: size_of::<CmlPredictOptions>() as u32,
+            reserved: 0,
+            wanted: wanted.as_ptr(),
+            n_wanted: wanted.len(),
+            backing_names: ptr::null(),
+            backings: ptr::null(),
+            n_backings: 0,
+        };
+        let mut results = vec![ptr::null_mut(); rows.len()];
+        let done = model.bridge.call(|table, error| {
+            let slot = table.model_predict_batch;
+            let (native, results) = (model.native.as_ptr(), results.as_mut_ptr());
+            // SAFETY: model and values are alive, this bridge's, and used by no other call; the lists are borrowed for the
+            // call and as long as is said: `names.len()` values, and one place for a result, for each row.
+            unsafe {
+                slot(
+                    native,
+                    rows.len(),
+                    names.as_ptr(),
+                    values.as_ptr(),
+                    names.len(),
+                    &options,
+                    results,
+                    error,
+                )
+            }
+        });
+        // Owned in any case, also if a bridge leaves results along with a failure.
+        let results: Vec<_> = results.into_iter().map(|result| Owned::adopt(model.bridge, result)).collect();
+        // The inputs go back before the outputs are read: a bridge that is done with them frees what it held.
+        drop(owned);
+        done.map_err(|failure| failure.about(&model.path, |model, source| Error::Predict { model, source }))?;
+        let collect = |result: Option<Owned<CmlResult>>| match result {
+            Some(result) => self.collect(&result, Vec::new()),
+            None => {
+                Err(Error::Contract { slot: "model_predict_batch", what: "it succeeded and left a row out" })
+            }
+        };
+        results.into_iter().map(collect).collect()
+    }
+
     /// A state of its own for a stateful model: what it remembers between predictions, zero at first. The state of a model
     /// that declares none is empty.
     ///

@@ -101,6 +101,17 @@ table! {
         *mut *mut CmlError,
     ) -> CmlStatus;
     state_release: fn(*mut CmlState);
+    function_names: fn(*mut c_void, CmlStr, *mut *mut CmlBlob, *mut *mut CmlError) -> CmlStatus;
+    model_predict_batch: fn(
+        *mut CmlModel,
+        usize,
+        *const CmlStr,
+        *const *mut CmlValue,
+        usize,
+        *const CmlPredictOptions,
+        *mut *mut CmlResult,
+        *mut *mut CmlError,
+    ) -> CmlStatus;
 }
 
 impl Table {

@@ -63,6 +63,8 @@ pub fn bridge() -> &'static CmlBridge {
         state_new: Some(model::state_new),
         state_with_bytes: Some(model::state_with_bytes),
         state_release: Some(model::state_release),
+        function_names: Some(model::function_names),
+        model_predict_batch: Some(model::model_predict_batch),
     };
     &TABLE
 }

@@ -283,6 +283,66 @@ fn nanoseconds(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Runs a model once: what [`model_predict`] does with its arguments when they are read.
+///
+/// # Safety
+/// The handles must be NULL or live handles of this bridge.
+unsafe fn predict(
+    model: &Model,
+    session: &mut Session,
+    state: Option<&mut State>,
+    names: &[&str],
+    handles: &[*mut CmlValue],
+    options: &Options<'_>,
+) -> Result<ResultObject, Failure> {
+    let start = Instant::now();
+    let mut lent = Vec::with_capacity(names.len());
+    for (name, &handle) in names.iter().zip(handles) {
+        // SAFETY: the caller's promise.
+        lent.push((*name, unsafe { value::borrow(handle) }?.lend()?));
+    }
+    if let Some(twice) = names.iter().enumerate().find_map(|(i, n)| names[..i].contains(n).then_some(n)) {
+        return Err(Failure::invalid(format!("the input `{twice}` is given twice")));
+    }
+    let known = &model.description().outputs;
+    if let Some((name, _)) = options.backings.iter().find(|(name, _)| !known.iter().any(|f| f.name == *name))
+    {
+        return Err(Failure::new(coreml_sys::CML_NOT_FOUND, format!("no output `{name}` to back")));
+    }
+    let inputs: Vec<_> = lent.iter().map(|(name, value)| (*name, value.input())).collect();
+    let prepared = nanoseconds(start);
+    let running = Instant::now();
+    let outputs = session.predict(&inputs, state, &options.wanted)?;
+    let ran = nanoseconds(running);
+    let collecting = Instant::now();
+    let mut made = ResultObject {
+        outputs: Vec::with_capacity(outputs.len()),
+        nanoseconds: [prepared, ran, 0],
+        _names: Vec::with_capacity(outputs.len()),
+        _live: Live::new(Kind::Result),
+    };
+    for (name, output) in outputs {
+        let backing = options.backings.iter().find(|(backed, _)| *backed == name);
+        let (value, used) = match (backing, output) {
+            (Some((_, backing)), Output::Array(array)) if backing.take(&array)? => (Arc::clone(backing), 1),
+            (_, output) => {
+                let kind = known.iter().find(|f| f.name == name).map(|f| &f.kind);
+                (Value::of_output(output, kind)?, 0)
+            }
+        };
+        made.outputs.push(CmlOutput {
+            name: CmlStr::from(name.as_str()),
+            value: value::into_handle(value),
+            backing_used: used,
+            reserved: 0,
+        });
+        // A moved `String` keeps its heap memory, so the view stays good.
+        made._names.push(name);
+    }
+    made.nanoseconds[2] = nanoseconds(collecting);
+    Ok(made)
+}
+
 pub(crate) unsafe extern "C" fn model_predict(
     model: *mut CmlModel,
     state: *mut CmlState,
@@ -307,56 +367,82 @@ pub(crate) unsafe extern "C" fn model_predict(
         let names = unsafe { texts(names, n_inputs, "the names of the inputs") }?;
         // SAFETY: as above.
         let handles = unsafe { arguments::slice(inputs, n_inputs, "the inputs") }?;
-        let mut lent = Vec::with_capacity(n_inputs);
-        for (name, &handle) in names.iter().zip(handles) {
-            // SAFETY: live handles by the table's contract.
-            lent.push((*name, unsafe { value::borrow(handle) }?.lend()?));
-        }
-        if let Some(twice) = names.iter().enumerate().find_map(|(i, n)| names[..i].contains(n).then_some(n)) {
-            return Err(Failure::invalid(format!("the input `{twice}` is given twice")));
-        }
         // SAFETY: the table's contract on `predict_options`.
         let options = unsafe { options(predict_options) }?;
-        let known = &object.model.description().outputs;
-        if let Some((name, _)) =
-            options.backings.iter().find(|(name, _)| !known.iter().any(|f| f.name == *name))
-        {
-            return Err(Failure::new(coreml_sys::CML_NOT_FOUND, format!("no output `{name}` to back")));
-        }
-        let inputs: Vec<_> = lent.iter().map(|(name, value)| (*name, value.input())).collect();
-        let prepared = nanoseconds(start);
-        let running = Instant::now();
-        let outputs = session.predict(&inputs, state.as_deref_mut(), &options.wanted)?;
-        let ran = nanoseconds(running);
-        let collecting = Instant::now();
-        let mut made = ResultObject {
-            outputs: Vec::with_capacity(outputs.len()),
-            nanoseconds: [prepared, ran, 0],
-            _names: Vec::with_capacity(outputs.len()),
-            _live: Live::new(Kind::Result),
-        };
-        for (name, output) in outputs {
-            let backing = options.backings.iter().find(|(backed, _)| *backed == name);
-            let (value, used) = match (backing, output) {
-                (Some((_, backing)), Output::Array(array)) if backing.take(&array)? => {
-                    (Arc::clone(backing), 1)
-                }
-                (_, output) => {
-                    let kind = known.iter().find(|f| f.name == name).map(|f| &f.kind);
-                    (Value::of_output(output, kind)?, 0)
-                }
-            };
-            made.outputs.push(CmlOutput {
-                name: CmlStr::from(name.as_str()),
-                value: value::into_handle(value),
-                backing_used: used,
-                reserved: 0,
-            });
-            // A moved `String` keeps its heap memory, so the view stays good.
-            made._names.push(name);
-        }
-        made.nanoseconds[2] = nanoseconds(collecting);
+        let read = nanoseconds(start);
+        // SAFETY: live handles by the table's contract.
+        let made =
+            unsafe { predict(&object.model, &mut session, state.as_deref_mut(), &names, handles, &options) };
+        let mut made = made?;
+        made.nanoseconds[0] += read;
         result.set(Box::into_raw(Box::new(made)).cast());
+        Ok(())
+    };
+    // SAFETY: the table's contract on `error`.
+    unsafe { slot(error, body) }
+}
+
+pub(crate) unsafe extern "C" fn model_predict_batch(
+    model: *mut CmlModel,
+    n_rows: usize,
+    names: *const CmlStr,
+    inputs: *const *mut CmlValue,
+    n_inputs: usize,
+    predict_options: *const CmlPredictOptions,
+    results: *mut *mut CmlResult,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    let body = || {
+        // SAFETY: the table's contract on `results`, which nobody else uses during the call.
+        let results = unsafe { arguments::slice_mut(results, n_rows, "the place for the results") }?;
+        results.fill(std::ptr::null_mut());
+        // SAFETY: the table's contract on `model`.
+        let object = unsafe { borrow_model(model) }?;
+        let total = n_rows.checked_mul(n_inputs);
+        let total = total
+            .ok_or_else(|| Failure::invalid(format!("{n_rows} rows of {n_inputs} inputs are too many")))?;
+        let mut session = object.session.write()?;
+        // SAFETY: the table's contract on the arrays.
+        let names = unsafe { texts(names, n_inputs, "the names of the inputs") }?;
+        // SAFETY: as above.
+        let handles = unsafe { arguments::slice(inputs, total, "the inputs") }?;
+        // SAFETY: the table's contract on `predict_options`.
+        let options = unsafe { options(predict_options) }?;
+        if !options.backings.is_empty() {
+            let why = "output backings belong to one prediction, not to a batch";
+            return Err(Failure::unsupported(why));
+        }
+        let mut made = Vec::with_capacity(n_rows);
+        for row in 0..n_rows {
+            let handles = &handles[row * n_inputs..][..n_inputs];
+            // SAFETY: live handles by the table's contract.
+            let row = unsafe { predict(&object.model, &mut session, None, &names, handles, &options) };
+            made.push(Box::new(row?));
+        }
+        // All or none.
+        for (place, row) in results.iter_mut().zip(made) {
+            *place = Box::into_raw(row).cast();
+        }
+        Ok(())
+    };
+    // SAFETY: the table's contract on `error`.
+    unsafe { slot(error, body) }
+}
+
+pub(crate) unsafe extern "C" fn function_names(
+    _self: *mut c_void,
+    path: CmlStr,
+    json: *mut *mut CmlBlob,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    let body = || {
+        // SAFETY: the table's contract on `json`.
+        let mut json = unsafe { out(json, "json") }?;
+        // SAFETY: the path is borrowed for the call.
+        let path = unsafe { arguments::text(path, "the path") }?;
+        let model = load(Path::new(path), None)?;
+        let text = serde_json::to_vec(&model.description().functions);
+        json.set(blob::into_handle(text.map_err(|error| Failure::invalid(error.to_string()))?));
         Ok(())
     };
     // SAFETY: the table's contract on `error`.

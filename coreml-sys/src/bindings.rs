@@ -554,10 +554,32 @@ pub struct CmlBridge {
         ) -> CmlStatus,
     >,
     pub state_release: ::core::option::Option<unsafe extern "C" fn(state: *mut CmlState)>,
+    #[doc = " \\[F\\] The names of the functions of .mlmodel, .mlpackage or .mlmodelc, as a JSON array of strings."]
+    pub function_names: ::core::option::Option<
+        unsafe extern "C" fn(
+            self_: *mut ::core::ffi::c_void,
+            path: CmlStr,
+            json: *mut *mut CmlBlob,
+            error: *mut *mut CmlError,
+        ) -> CmlStatus,
+    >,
+    #[doc = " \\[S\\] One prediction for each of `n_rows` rows: `names[i]` names `inputs[row * n_inputs + i]`. `results` has room for\n`n_rows` results, and afterwards holds one for each row, or NULL only. `options` may choose outputs, but give no\nbackings. A bridge whose framework runs the rows as one reports the times of the whole in every result."]
+    pub model_predict_batch: ::core::option::Option<
+        unsafe extern "C" fn(
+            model: *mut CmlModel,
+            n_rows: usize,
+            names: *const CmlStr,
+            inputs: *const *mut CmlValue,
+            n_inputs: usize,
+            options: *const CmlPredictOptions,
+            results: *mut *mut CmlResult,
+            error: *mut *mut CmlError,
+        ) -> CmlStatus,
+    >,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of CmlBridge"][::core::mem::size_of::<CmlBridge>() - 264usize];
+    ["Size of CmlBridge"][::core::mem::size_of::<CmlBridge>() - 280usize];
     ["Alignment of CmlBridge"][::core::mem::align_of::<CmlBridge>() - 8usize];
     ["Offset of field: CmlBridge::abi_version"][::core::mem::offset_of!(CmlBridge, abi_version) - 0usize];
     ["Offset of field: CmlBridge::struct_size"][::core::mem::offset_of!(CmlBridge, struct_size) - 4usize];
@@ -603,6 +625,10 @@ const _: () = {
         [::core::mem::offset_of!(CmlBridge, state_with_bytes) - 248usize];
     ["Offset of field: CmlBridge::state_release"]
         [::core::mem::offset_of!(CmlBridge, state_release) - 256usize];
+    ["Offset of field: CmlBridge::function_names"]
+        [::core::mem::offset_of!(CmlBridge, function_names) - 264usize];
+    ["Offset of field: CmlBridge::model_predict_batch"]
+        [::core::mem::offset_of!(CmlBridge, model_predict_batch) - 272usize];
 };
 unsafe extern "C" {
     #[doc = " Apple's Core ML through the Objective-C shim."]

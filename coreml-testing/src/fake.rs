@@ -105,7 +105,7 @@ pub struct Counts {
     pub live_wraps: usize,
     /// Models that were ever loaded.
     pub loads: usize,
-    /// Calls of `model_predict`, failed ones included.
+    /// Predictions, failed ones included; each row of a batch is one.
     pub predictions: usize,
     /// Tensors that were ever wrapped.
     pub wraps: usize,

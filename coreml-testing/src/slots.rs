@@ -498,6 +498,8 @@ pub(crate) fn table(fake: &'static Fake) -> CmlBridge {
         state_new: Some(state_new),
         state_with_bytes: Some(state_with_bytes),
         state_release: Some(state_release),
+        function_names: Some(function_names),
+        model_predict_batch: Some(model_predict_batch),
     }
 }
 
@@ -660,6 +662,71 @@ unsafe extern "C" fn model_describe(
     })
 }
 
+/// One prediction, by the arguments of `model_predict`; the caller has entered the model.
+///
+/// # Safety
+/// The lists and the options live for the call, and are as long as is said.
+unsafe fn predict(
+    fake: &'static Fake,
+    entry: &Arc<Entry>,
+    state: *mut CmlState,
+    names: *const CmlStr,
+    inputs: *const *mut CmlValue,
+    n_inputs: usize,
+    options: *const CmlPredictOptions,
+) -> Answer<FakeResult> {
+    let number = fake.predictions.fetch_add(1, Ordering::AcqRel);
+    fake.predict_gate.enter();
+    let behaviour = fake.behaviour().clone();
+    thread::sleep(behaviour.predict_delay);
+    let plan = fake.plan.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    play(plan.map_or(behaviour.predict, |plan| plan(number)))?;
+
+    let start = Instant::now();
+    let model = object::<FakeModel>(entry)?;
+    // SAFETY: the lists live for the call, and are as long as is said.
+    let (names, inputs) = (unsafe { list(names, n_inputs) }?, unsafe { list(inputs, n_inputs) }?);
+    // SAFETY: the options live for the call.
+    let options = unsafe { borrowed(options) }?;
+    let call = Call::read(names, inputs, options)?;
+    *fake.addresses.lock().unwrap_or_else(PoisonError::into_inner) = call.addresses();
+
+    let state = if state.is_null() { None } else { Some(known(state.cast_const())?) };
+    let _state_running = state.as_ref().map(running).transpose()?;
+    let state = state.as_deref().map(object::<FakeState>).transpose()?;
+    let mut states = Features::new();
+    if let Some(state) = state {
+        if state.model != model.number {
+            return Err(invalid("the state of another model"));
+        }
+        for (name, memory) in &state.memory {
+            states.insert(name.as_str(), memory.read()?);
+        }
+    }
+    let prepared = start.elapsed();
+
+    let outputs = (fake.compute)(&call.features()?, &mut states);
+    let outputs = outputs.map_err(|message| Failure::Status(CML_FRAMEWORK, message))?;
+    let ran = start.elapsed();
+
+    for (name, memory) in state.map_or(&[][..], |state| &state.memory) {
+        let tensor = states.tensor(name).map_err(|error| invalid(error.to_string()))?;
+        memory.write(tensor)?;
+    }
+    let times = [prepared, ran - prepared, start.elapsed() - ran].map(|time| time.as_nanos() as u64);
+    let made = call.answer(fake, &outputs, behaviour.backings, behaviour.row_alignment, times)?;
+    if !behaviour.keep_inputs.is_zero() {
+        let kept: Vec<Arc<FakeTensor>> = call.tensors;
+        let delay = behaviour.keep_inputs;
+        // Like the framework: a queue of its own, some time later.
+        thread::spawn(move || {
+            thread::sleep(delay);
+            drop(kept);
+        });
+    }
+    Ok(made)
+}
+
 unsafe extern "C" fn model_predict(
     model: *mut CmlModel,
     state: *mut CmlState,
@@ -675,59 +742,81 @@ unsafe extern "C" fn model_predict(
         // SAFETY: the caller gives its own out-pointer.
         unsafe { set(result, ptr::null_mut()) };
         let (fake, entry) = found.as_ref().ok_or_else(|| invalid("a model that is not alive"))?;
-        let number = fake.predictions.fetch_add(1, Ordering::AcqRel);
         entry.check_thread();
         let _running = running(entry)?;
-        fake.predict_gate.enter();
-        let behaviour = fake.behaviour().clone();
-        thread::sleep(behaviour.predict_delay);
-        let plan = fake.plan.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        play(plan.map_or(behaviour.predict, |plan| plan(number)))?;
-
-        let start = Instant::now();
-        let model = object::<FakeModel>(entry)?;
-        // SAFETY: the lists live for the call, and are as long as is said.
-        let (names, inputs) = (unsafe { list(names, n_inputs) }?, unsafe { list(inputs, n_inputs) }?);
-        // SAFETY: the options live for the call.
-        let options = unsafe { borrowed(options) }?;
-        let call = Call::read(names, inputs, options)?;
-        *fake.addresses.lock().unwrap_or_else(PoisonError::into_inner) = call.addresses();
-
-        let state = if state.is_null() { None } else { Some(known(state.cast_const())?) };
-        let _state_running = state.as_ref().map(running).transpose()?;
-        let state = state.as_deref().map(object::<FakeState>).transpose()?;
-        let mut states = Features::new();
-        if let Some(state) = state {
-            if state.model != model.number {
-                return Err(invalid("the state of another model"));
-            }
-            for (name, memory) in &state.memory {
-                states.insert(name.as_str(), memory.read()?);
-            }
-        }
-        let prepared = start.elapsed();
-
-        let outputs = (fake.compute)(&call.features()?, &mut states);
-        let outputs = outputs.map_err(|message| Failure::Status(CML_FRAMEWORK, message))?;
-        let ran = start.elapsed();
-
-        for (name, memory) in state.map_or(&[][..], |state| &state.memory) {
-            let tensor = states.tensor(name).map_err(|error| invalid(error.to_string()))?;
-            memory.write(tensor)?;
-        }
-        let times = [prepared, ran - prepared, start.elapsed() - ran].map(|time| time.as_nanos() as u64);
-        let made = call.answer(fake, &outputs, behaviour.backings, behaviour.row_alignment, times)?;
-        if !behaviour.keep_inputs.is_zero() {
-            let kept: Vec<Arc<FakeTensor>> = call.tensors;
-            let delay = behaviour.keep_inputs;
-            // Like the framework: a queue of its own, some time later.
-            thread::spawn(move || {
-                thread::sleep(delay);
-                drop(kept);
-            });
-        }
+        // SAFETY: the caller's promise.
+        let made = unsafe { predict(fake, entry, state, names, inputs, n_inputs, options) }?;
         // SAFETY: as above.
         unsafe { set(result, hand_out::<CmlResult>(fake, made)) };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn model_predict_batch(
+    model: *mut CmlModel,
+    n_rows: usize,
+    names: *const CmlStr,
+    inputs: *const *mut CmlValue,
+    n_inputs: usize,
+    options: *const CmlPredictOptions,
+    results: *mut *mut CmlResult,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    let found = fake_of(model);
+    guarded(found.as_ref().map(|(fake, _)| *fake), error, || {
+        for row in 0..n_rows {
+            // SAFETY: the caller gives as many out-pointers as rows.
+            let place = unsafe { results.add(row) };
+            // SAFETY: as above.
+            unsafe { set(place, ptr::null_mut()) };
+        }
+        let (fake, entry) = found.as_ref().ok_or_else(|| invalid("a model that is not alive"))?;
+        entry.check_thread();
+        let _running = running(entry)?;
+        // SAFETY: the options live for the call.
+        if unsafe { borrowed(options) }?.n_backings > 0 {
+            return Err(Failure::Status(CML_UNSUPPORTED, "backings of a batch".to_owned()));
+        }
+        let mut made = Vec::with_capacity(n_rows);
+        for row in 0..n_rows {
+            // SAFETY: the caller gives `n_inputs` inputs for each row.
+            let inputs = unsafe { inputs.add(row * n_inputs) };
+            // SAFETY: the caller's promise.
+            let row = unsafe { predict(fake, entry, ptr::null_mut(), names, inputs, n_inputs, options) };
+            made.push(row?);
+        }
+        for (row, made) in made.into_iter().enumerate() {
+            // SAFETY: the caller gives as many out-pointers as rows.
+            let place = unsafe { results.add(row) };
+            // SAFETY: as above.
+            unsafe { set(place, hand_out::<CmlResult>(fake, made)) };
+        }
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn function_names(
+    this: *mut c_void,
+    path: CmlStr,
+    json: *mut *mut CmlBlob,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    guarded(own(this), error, || {
+        // SAFETY: the caller gives its own out-pointer.
+        unsafe { set(json, ptr::null_mut()) };
+        let fake = own(this).ok_or_else(|| invalid("a null self"))?;
+        // SAFETY: the path lives for the call.
+        let path = unsafe { text(path) }?;
+        if fake.behaviour().old_system {
+            return Err(Failure::Status(CML_UNSUPPORTED, "this system knows no functions".to_owned()));
+        }
+        let description = (fake.describe)(path);
+        let description = description
+            .ok_or_else(|| Failure::Status(CML_NOT_FOUND, format!("there is no model at {path}")))?;
+        let description = ModelDescription::from_json(description.as_bytes()).unwrap_or_default();
+        let names = serde_json::json!(description.functions).to_string().into_bytes();
+        // SAFETY: as above.
+        unsafe { set(json, hand_out::<CmlBlob>(fake, names)) };
         Ok(())
     })
 }

@@ -634,8 +634,8 @@ const PLANTS: &[Plant] = &[
         edits: &[
             (
                 "src/cml_predict.m",
-                "[[[MLPredictionOptions alloc] init] autorelease];",
-                "[[MLPredictionOptions alloc] init];",
+                "*options = [[[MLPredictionOptions alloc] init] autorelease];",
+                "*options = [[MLPredictionOptions alloc] init];",
             ),
             (
                 "src/cml_predict.m",
@@ -894,6 +894,46 @@ const PLANTS: &[Plant] = &[
             "__attribute__((constructor)) static void wa_meet_main_thread",
             "void wa_meet_main_thread(void);\nvoid wa_meet_main_thread",
         )],
+    },
+    Plant {
+        name: "every row of a batch is the first",
+        caught_by: CaughtBy::Driver,
+        tests: "batch",
+        says: "row == 1",
+        edits: &[(
+            "src/cml_predict.m",
+            "call.inputs = whole->inputs + row * call.n_inputs;",
+            "call.inputs = whole->inputs + 0 * row;",
+        )],
+    },
+    Plant {
+        name: "a lost row of a batch goes unseen",
+        caught_by: CaughtBy::Driver,
+        tests: "batch",
+        says: "2 came back",
+        edits: &[(
+            "src/cml_predict.m",
+            "if (given.count < 0 || (size_t)given.count != n_rows) {",
+            "if (given.count < 0) {",
+        )],
+    },
+    Plant {
+        name: "a failed batch leaves results behind",
+        caught_by: CaughtBy::Driver,
+        tests: "batch",
+        says: "results[0] == NULL",
+        edits: &[(
+            "src/cml_predict.m",
+            "    cml_result_free(results[row]);\n    results[row] = NULL;\n",
+            "    (void)row;\n",
+        )],
+    },
+    Plant {
+        name: "a question about functions leaves its compiled model",
+        caught_by: CaughtBy::Driver,
+        tests: "function_names",
+        says: "compiled models",
+        edits: &[("src/cml_model.m", "    if (made) cml_remove(compiled);\n", "")],
     },
     Plant {
         name: "a state of another model is taken",

@@ -141,6 +141,18 @@ typedef NS_ENUM(NSInteger, MLImageSizeConstraintType) {
 - (nullable instancetype)initWithDictionary:(NSDictionary<NSString *, id> *)dictionary error:(NSError **)error;
 @end
 
+@protocol MLBatchProvider
+@property(readonly, nonatomic) NSInteger count;
+- (id<MLFeatureProvider>)featuresAtIndex:(NSInteger)index;
+@end
+
+@interface MLArrayBatchProvider : NSObject <MLBatchProvider> {
+ @public
+  NSArray<id<MLFeatureProvider>> *_rows;
+}
+- (instancetype)initWithFeatureProviderArray:(NSArray<id<MLFeatureProvider>> *)array;
+@end
+
 /* ---- descriptions ---- */
 
 @interface MLMultiArrayShapeConstraint : NSObject {
@@ -303,6 +315,9 @@ typedef NS_ENUM(NSInteger, MLImageSizeConstraintType) {
                                               usingState:(MLState *)state
                                                  options:(MLPredictionOptions *)options
                                                    error:(NSError **)error;
+- (nullable id<MLBatchProvider>)predictionsFromBatch:(id<MLBatchProvider>)inputBatch
+                                             options:(MLPredictionOptions *)options
+                                               error:(NSError **)error;
 - (MLState *)newState;
 @end
 

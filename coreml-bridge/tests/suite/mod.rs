@@ -172,6 +172,64 @@ pub(crate) fn only_the_wanted_outputs_come_and_only_known_ones(subject: &Subject
     assert!(matches!(&error, Error::UnknownFeature { role: Role::Output, .. }), "{error:?}");
 }
 
+/// The subject's input with every number negated: it must not be answered with another row's outputs.
+fn negated(subject: &Subject) -> Tensor {
+    let numbers: Vec<f32> = subject.given.iter::<f32>().unwrap().map(|x| -x - 1.0).collect();
+    Tensor::from_vec(subject.given.shape(), numbers).unwrap()
+}
+
+pub(crate) fn a_batch_gives_each_row_what_it_gives_alone(subject: &Subject) {
+    let model = subject.load();
+    let other = Features::new().with(subject.input, negated(subject));
+    let alone = model.predict(&other).unwrap();
+    assert_ne!(alone.tensor(subject.output).unwrap(), &subject.expected, "the rows can be told apart");
+    let rows = [subject.inputs(), other, subject.inputs()];
+    for wanted in [None, Some(&[subject.output][..])] {
+        let predictions = model.predict_batch(&rows, wanted).unwrap();
+        assert_eq!(predictions.len(), 3);
+        subject.assert_expected(&predictions[0].outputs);
+        subject.assert_expected(&predictions[2].outputs);
+        assert_eq!(
+            predictions[1].outputs.tensor(subject.output).unwrap(),
+            alone.tensor(subject.output).unwrap()
+        );
+        assert!(wanted.is_none() || predictions.iter().all(|row| row.outputs.len() == 1));
+    }
+    await_unshared_but_for(&subject.given, 3);
+}
+
+/// Waits until the other side has let go of the tensor; `mine` are the holders that the test knows of.
+#[track_caller]
+fn await_unshared_but_for(tensor: &Tensor, mine: usize) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while tensor.shared_by() > mine {
+        assert!(Instant::now() < deadline, "the memory is still shared by {}", tensor.shared_by());
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+pub(crate) fn a_batch_with_a_wrong_row_gives_nothing(subject: &Subject) {
+    let model = subject.load();
+    assert!(model.predict_batch(&[], None).unwrap().is_empty());
+    let wrong = Features::new().with(subject.input, Value::from(1_i64));
+    let error = model.predict_batch(&[subject.inputs(), wrong], None).unwrap_err();
+    assert!(matches!(&error, Error::WrongKind { .. }), "{error:?}");
+    let error = model.predict_batch(&[subject.inputs(), Features::new()], None).unwrap_err();
+    assert!(matches!(&error, Error::MissingInput { .. }), "{error:?}");
+    let error = model.predict_batch(&[subject.inputs()], Some(&["no such output"])).unwrap_err();
+    assert!(matches!(&error, Error::UnknownFeature { role: Role::Output, .. }), "{error:?}");
+    // And the model serves on.
+    subject.assert_expected(&model.predict(&subject.inputs()).unwrap());
+}
+
+pub(crate) fn the_functions_of_a_model_are_those_of_its_description(subject: &Subject) {
+    let functions = subject.bridge.functions(&subject.path).unwrap();
+    assert!(!functions.is_empty());
+    assert_eq!(functions, subject.load().description().functions);
+    let error = subject.bridge.functions("no/such/model.mlpackage").unwrap_err();
+    assert!(matches!(&error, Error::Load { source, .. } if source.status == Status::NotFound), "{error:?}");
+}
+
 pub(crate) fn an_output_into_given_memory_is_the_same_output(subject: &Subject) {
     let model = subject.load();
     let backing = Tensor::zeros(subject.expected.dtype(), subject.expected.shape()).unwrap();
@@ -304,6 +362,9 @@ macro_rules! mount {
             an_unknown_input_is_refused_with_the_known_ones
             a_wrong_kind_or_dtype_is_refused_before_it_crosses
             only_the_wanted_outputs_come_and_only_known_ones
+            a_batch_gives_each_row_what_it_gives_alone
+            a_batch_with_a_wrong_row_gives_nothing
+            the_functions_of_a_model_are_those_of_its_description
             an_output_into_given_memory_is_the_same_output
             shared_memory_given_for_an_output_is_never_written
             a_registered_model_is_found_on_its_thread_only
