@@ -97,12 +97,10 @@ impl Causal {
     /// What the description says.
     pub(crate) fn find(path: &str, description: &ModelDescription) -> Result<Self, UnknownLayout> {
         let unknown = |reason: String| UnknownLayout { path: path.to_owned(), reason };
-        let inputs: Vec<TensorPort> = description.inputs.iter().filter_map(TensorPort::of).collect();
-        if inputs.len() != description.inputs.iter().filter(|input| !input.optional).count().max(inputs.len())
-        {
-            return Err(unknown("an input that is no tensor".into()));
+        if let Some(input) = description.inputs.iter().find(|i| !i.optional && i.kind.tensor().is_none()) {
+            return Err(unknown(format!("the input `{}` is no tensor", input.name)));
         }
-        let mut rest = inputs;
+        let mut rest: Vec<TensorPort> = description.inputs.iter().filter_map(TensorPort::of).collect();
         let mut take =
             |what: &dyn Fn(&TensorPort) -> bool| rest.iter().position(what).map(|index| rest.remove(index));
         let integers = |port: &TensorPort| port.spec.dtype == Dtype::Int32;

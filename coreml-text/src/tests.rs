@@ -311,6 +311,10 @@ async fn an_unknown_layout_says_what_is_missing() {
     let ids = || feature("ids", "int32", &[1, 1], Some(&[[1, 1], [1, 9]]));
     let logits = || feature("logits", "float32", &[], None);
     let cases = [
+        (
+            description(&[r#"{"name": "prompt", "kind": "string"}"#.to_owned()], &[logits()], &[]),
+            "`prompt` is no tensor",
+        ),
         (description(&[feature("x", "float32", &[1, 4], None)], &[logits()], &[]), "no input of tokens"),
         (description(&[feature("ids", "int32", &[4, 9], None)], &[logits()], &[]), "`ids` is a batch"),
         (
