@@ -2,7 +2,7 @@
 //! that prepare features for them. What each computes is said in the comments of the format's `.proto` files, and their
 //! formulas are cited in the files of this folder.
 //!
-//! One kind of model is one entry of [`Estimator::new`]'s match, which has no wildcard: a kind that the format adds does
+//! One kind of model is one entry of `Estimator::new`'s match, which has no wildcard: a kind that the format adds does
 //! not compile before somebody decides about it. All arithmetic is in double precision.
 
 use coreml_proto::proto as spec;
