@@ -226,13 +226,7 @@ impl<J: Job> Queue<J> {
 
     /// Lets a job in, or says why not and gives it back.
     pub(crate) fn push(&self, offer: Offer<J>, when_full: WhenFull) -> Result<Pushed, Refused<J>> {
-        let (result, woken) = {
-            let mut state = self.lock();
-            let result = state.push(offer, when_full);
-            (result, state.woken())
-        };
-        let all_busy = woken.workers.is_empty();
-        self.wake(woken);
+        let (result, all_busy) = self.change(|state| state.push(offer, when_full));
         result.map(|key| Pushed { key, all_busy })
     }
 
@@ -244,48 +238,25 @@ impl<J: Job> Queue<J> {
         now: Instant,
         grant: J::Grant,
     ) -> Result<Key, Refusal<J::Cause>> {
-        let (result, woken) = {
-            let mut state = self.lock();
-            let result = state.reserve(priority, bytes, now, grant);
-            (result, state.woken())
-        };
-        self.wake(woken);
+        let (result, _) = self.change(|state| state.reserve(priority, bytes, now, grant));
         // Its grant is dropped here, outside the lock.
         result.map_err(|(refusal, _grant)| refusal)
     }
 
     /// Puts a job into its reserved place; `offer.bytes` must not exceed what was reserved. `Err`: the place is lost.
     pub(crate) fn fill(&self, key: Key, offer: Offer<J>) -> Result<Pushed, Offer<J>> {
-        let (result, woken) = {
-            let mut state = self.lock();
-            let result = state.fill(key, offer);
-            (result, state.woken())
-        };
-        let all_busy = woken.workers.is_empty();
-        self.wake(woken);
+        let (result, all_busy) = self.change(|state| state.fill(key, offer));
         result.map(|key| Pushed { key, all_busy })
     }
 
     /// Takes more jobs of the class of the one just taken, in their order, for as long as they join it.
     pub(crate) fn gather(&self, first: &Taken<J>, now: Instant) -> Vec<Taken<J>> {
-        let (taken, woken) = {
-            let mut state = self.lock();
-            let taken = state.gather(first, now);
-            (taken, state.woken())
-        };
-        self.wake(woken);
-        taken
+        self.change(|state| state.gather(first, now)).0
     }
 
     /// Finishes the job that `worker` ran, if any, and finds the next one: one visit to the lock for both.
     pub(crate) fn turn(&self, worker: usize, finished: Option<(Key, Ending)>, now: Instant) -> Turn<J> {
-        let (turn, woken) = {
-            let mut state = self.lock();
-            let turn = state.turn(worker, finished, now);
-            (turn, state.woken())
-        };
-        self.wake(woken);
-        turn
+        self.change(|state| state.turn(worker, finished, now)).0
     }
 
     /// Ends a running job without taking the next.
@@ -304,13 +275,7 @@ impl<J: Job> Queue<J> {
     }
 
     fn remove(&self, key: Key, count: fn(&mut Outcomes) -> &mut u64) -> Option<Removed<J>> {
-        let (removed, woken) = {
-            let mut state = self.lock();
-            let removed = state.remove(key, count);
-            (removed, state.woken())
-        };
-        self.wake(woken);
-        removed
+        self.change(|state| state.remove(key, count)).0
     }
 
     /// Lets nothing more in; what is in will be served, and then the threads are told to stop. Reservations are lost.
@@ -324,16 +289,13 @@ impl<J: Job> Queue<J> {
     }
 
     fn wind_down(&self, phase: Phase<J::Cause>) -> Vec<Removed<J>> {
-        let (removed, woken) = {
-            let mut state = self.lock();
-            let mut removed = Vec::new();
-            if matches!(state.phase, Phase::Open | Phase::Superseded) {
-                state.phase = phase;
-                removed = state.revoke();
+        let (removed, _) = self.change(|state| {
+            if !matches!(state.phase, Phase::Open | Phase::Superseded) {
+                return Vec::new();
             }
-            (removed, state.woken())
-        };
-        self.wake(woken);
+            state.phase = phase;
+            state.revoke()
+        });
         self.wake_all();
         removed
     }
@@ -387,13 +349,10 @@ impl<J: Job> Queue<J> {
 
     /// To be called by a thread that ends or cannot serve for a while: another one gets its wake-up.
     pub(crate) fn leave(&self, worker: usize) {
-        let woken = {
-            let mut state = self.lock();
+        self.change(|state| {
             state.idle.remove(worker);
             state.call_for_queued();
-            state.woken()
-        };
-        self.wake(woken);
+        });
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
@@ -405,13 +364,20 @@ impl<J: Job> Queue<J> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wake(&self, woken: Woken<J>) {
-        for &worker in &woken.workers {
+    /// Changes the state, and tells whom that concerns once the lock is released. The second is whether no thread was woken.
+    fn change<R>(&self, change: impl FnOnce(&mut State<J>) -> R) -> (R, bool) {
+        let (result, Woken { workers, grants }) = {
+            let mut state = self.lock();
+            let result = change(&mut state);
+            (result, state.woken())
+        };
+        for &worker in &workers {
             self.wakes[worker].wake();
         }
-        for grant in woken.grants {
+        for grant in grants {
             grant.grant();
         }
+        (result, workers.is_empty())
     }
 
     fn wake_all(&self) {

@@ -130,6 +130,18 @@ fn serve(queue: &Queue<Modelled>, worker: usize, signal: &Signal, now: Instant, 
     }
 }
 
+/// A thread that serves as worker 0 until told to stop.
+fn worker(queue: &Arc<Queue<Modelled>>, signals: &[Signal], now: Instant) -> thread::JoinHandle<()> {
+    let (queue, signal) = (queue.clone(), signals[0].clone());
+    thread::spawn(move || serve(&queue, 0, &signal, now, usize::MAX))
+}
+
+/// A thread that hands one job in.
+fn producer(queue: &Arc<Queue<Modelled>>, ends: &Ends, now: Instant) -> thread::JoinHandle<()> {
+    let (queue, ends) = (queue.clone(), ends.clone());
+    thread::spawn(move || drop(push(&queue, now, &ends)))
+}
+
 fn assert_over(queue: &Queue<Modelled>, jobs: &[Ends]) {
     for ends in jobs {
         assert_eq!(ends.load(Ordering::Relaxed), 1, "a job ends once");
@@ -157,10 +169,7 @@ fn two_producers_one_of_which_cancels_and_one_worker() {
         // Room for one: the second waits for admission.
         let (queue, signals) = queue(1, 1);
         let jobs = two(|| Arc::new(AtomicUsize::new(0)));
-        let worker = {
-            let (queue, signal) = (queue.clone(), signals[0].clone());
-            thread::spawn(move || serve(&queue, 0, &signal, now, usize::MAX))
-        };
+        let worker = worker(&queue, &signals, now);
         let producer = {
             let (queue, ends) = (queue.clone(), jobs[0].clone());
             thread::spawn(move || {
@@ -181,14 +190,8 @@ fn a_close_while_two_produce_and_one_works() {
     model(|now| {
         let (queue, signals) = queue(1, 1);
         let jobs = two(|| Arc::new(AtomicUsize::new(0)));
-        let worker = {
-            let (queue, signal) = (queue.clone(), signals[0].clone());
-            thread::spawn(move || serve(&queue, 0, &signal, now, usize::MAX))
-        };
-        let producers = jobs.clone().map(|ends| {
-            let queue = queue.clone();
-            thread::spawn(move || drop(push(&queue, now, &ends)))
-        });
+        let worker = worker(&queue, &signals, now);
+        let producers = jobs.clone().map(|ends| producer(&queue, &ends, now));
         for removed in queue.close(()) {
             end(&removed.payload.expect("only a running job has none"));
         }
@@ -226,14 +229,8 @@ fn a_queue_that_is_closed_for_room_is_closed_or_in_use_and_never_both() {
     model(|now| {
         let (queue, signals) = queue(1, 1);
         let jobs = [Arc::new(AtomicUsize::new(0))];
-        let worker = {
-            let (queue, signal) = (queue.clone(), signals[0].clone());
-            thread::spawn(move || serve(&queue, 0, &signal, now, usize::MAX))
-        };
-        let producer = {
-            let (queue, ends) = (queue.clone(), jobs[0].clone());
-            thread::spawn(move || drop(push(&queue, now, &ends)))
-        };
+        let worker = worker(&queue, &signals, now);
+        let producer = producer(&queue, &jobs[0], now);
         let closed = queue.close_if_idle(());
         let revived = closed && queue.reopen();
         producer.join().unwrap();
@@ -250,14 +247,8 @@ fn a_reservation_is_granted_when_the_job_before_it_goes() {
     model(|now| {
         let (queue, signals) = queue(1, 1);
         let jobs = two(|| Arc::new(AtomicUsize::new(0)));
-        let worker = {
-            let (queue, signal) = (queue.clone(), signals[0].clone());
-            thread::spawn(move || serve(&queue, 0, &signal, now, usize::MAX))
-        };
-        let producer = {
-            let (queue, ends) = (queue.clone(), jobs[0].clone());
-            thread::spawn(move || drop(push(&queue, now, &ends)))
-        };
+        let worker = worker(&queue, &signals, now);
+        let producer = producer(&queue, &jobs[0], now);
         let granted = Granted(Arc::new((AtomicUsize::new(0), Notify::new())));
         let key = queue.reserve(Priority::Normal, 1, now, granted.clone()).expect("it is open");
         granted.wait();
