@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rten_tensor::Tensor;
 
 use crate::SharedBytes;
@@ -302,12 +303,7 @@ impl Constant {
             ConstantData::I32(v) => v.iter().map(|&x| x as f32).collect(),
             ConstantData::Strings(_) => return Err(OpError::Invalid("expected numbers, found text".into())),
             ConstantData::Raw(bytes) => match self.dtype {
-                DType::F16 => {
-                    let halves: Vec<f16> = elements::<2>(bytes).map(f16::from_le_bytes).collect();
-                    let mut out = vec![0.0; halves.len()];
-                    half::slice::HalfFloatSliceExt::convert_to_f32_slice(&halves[..], &mut out);
-                    out
-                }
+                DType::F16 => widen_halves(bytes),
                 DType::F32 => elements::<4>(bytes).map(f32::from_le_bytes).collect(),
                 DType::F64 => elements::<8>(bytes).map(|b| f64::from_le_bytes(b) as f32).collect(),
                 _ => self.to_i32()?.into_iter().map(|x| x as f32).collect(),
@@ -348,17 +344,13 @@ impl Constant {
         })
     }
 
-    /// Sub-byte elements lie in little-endian bit order, without padding between elements.
     fn unpack_bits(&self, bytes: &[u8]) -> Vec<i32> {
         let bits = self.dtype.bits().unwrap_or(8);
         let count = element_count(&self.shape).unwrap_or(0);
         let signed = self.dtype == DType::I4;
         (0..count)
             .map(|i| {
-                let first = i * bits;
-                let low = u16::from(bytes[first / 8]);
-                let high = bytes.get(first / 8 + 1).copied().map_or(0, u16::from);
-                let value = i32::from((low | high << 8) >> (first % 8)) & ((1 << bits) - 1);
+                let value = unpack(bytes, bits, i);
                 if signed && value >= 1 << (bits - 1) { value - (1 << bits) } else { value }
             })
             .collect()
@@ -376,4 +368,20 @@ impl Constant {
 
 fn elements<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
     bytes.as_chunks::<N>().0.iter().copied()
+}
+
+/// Little-endian float16 elements as float32; a byte too many is left out.
+pub(crate) fn widen_halves(bytes: &[u8]) -> Vec<f32> {
+    let halves: Vec<f16> = elements::<2>(bytes).map(f16::from_le_bytes).collect();
+    let mut floats = vec![0.0; halves.len()];
+    halves[..].convert_to_f32_slice(&mut floats);
+    floats
+}
+
+/// The `i`th number of at most 8 bits; they lie in little-endian bit order, without padding between them. Beyond the bytes there are
+/// zeros.
+pub(crate) fn unpack(bytes: &[u8], bits: usize, i: usize) -> i32 {
+    let first = i * bits;
+    let byte = |i: usize| bytes.get(i).copied().map_or(0, u16::from);
+    i32::from((byte(first / 8) | byte(first / 8 + 1) << 8) >> (first % 8)) & ((1 << bits) - 1)
 }

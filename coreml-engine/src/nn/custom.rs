@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use coreml_proto::proto as spec;
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use spec::custom_layer_params::custom_layer_param_value::Value;
 use spec::neural_network_layer::Layer;
 
@@ -16,6 +14,7 @@ use crate::custom::{Custom, CustomParameter, CustomSpec, CustomWeights};
 use crate::decode::DecodeError;
 use crate::error::OpError;
 use crate::ir::Constant;
+use crate::ir::widen_halves;
 use crate::types::DType;
 
 pub(super) const LAYERS: &[LayerDef] = &[LayerDef { name: "custom", lower: Lower::Flow(custom) }];
@@ -91,14 +90,10 @@ fn weight(weights: &spec::WeightParams) -> Result<CustomWeights, OpError> {
     match (float_value.is_empty(), float16_value.is_empty(), raw_value.is_empty()) {
         (_, true, true) => Ok(CustomWeights::Floats(float_value.clone())),
         (true, false, true) => {
-            let (pairs, rest) = float16_value.as_chunks::<2>();
-            if !rest.is_empty() {
+            if !float16_value.len().is_multiple_of(2) {
                 return Err(invalid(format!("{} bytes of halves", float16_value.len())));
             }
-            let halves: Vec<f16> = pairs.iter().copied().map(f16::from_le_bytes).collect();
-            let mut floats = vec![0.0; halves.len()];
-            halves[..].convert_to_f32_slice(&mut floats);
-            Ok(CustomWeights::Floats(floats))
+            Ok(CustomWeights::Floats(widen_halves(float16_value)))
         }
         (true, true, false) => Ok(CustomWeights::Bytes(raw_value.clone())),
         _ => Err(invalid("weights of several types")),

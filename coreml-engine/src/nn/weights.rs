@@ -4,12 +4,11 @@
 //! `quantization_utils._convert_array_to_nbit_quantized_bytes`: most significant first, without gaps.
 
 use coreml_proto::proto as spec;
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use spec::quantization_params::QuantizationType;
 
 use super::context::{invalid, unsupported};
 use crate::error::OpError;
+use crate::ir::widen_halves;
 use crate::types::element_count;
 
 /// The weights of that name as floats; as many as `shape` says, which is how they lie in the file.
@@ -50,11 +49,7 @@ pub(super) fn floats_by_channel(
         if Some(float16_value.len()) != count.checked_mul(2) {
             return Err(expected(float16_value.len(), "bytes of halves"));
         }
-        let halves: Vec<f16> =
-            float16_value.as_chunks::<2>().0.iter().copied().map(f16::from_le_bytes).collect();
-        let mut out = vec![0.0; count];
-        halves[..].convert_to_f32_slice(&mut out);
-        return Ok(out);
+        return Ok(widen_halves(float16_value));
     }
     if !int8_raw_value.is_empty() {
         return Err(unsupported("a product of inputs that are quantised while the network runs"));
@@ -116,6 +111,7 @@ fn code(bytes: &[u8], i: usize, bits: usize) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
     use spec::{LinearQuantizationParams, LookUpTableQuantizationParams, QuantizationParams, WeightParams};
 
     use super::*;

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use super::{Input, Kernel, OpBuilder, OpDef, Run, parameter, resolve_axis};
 use crate::error::{KernelError, OpError};
 use crate::ir::Opset::{Ios16, Ios18};
+use crate::ir::unpack;
 use crate::types::{DType, element_count};
 use crate::value::{Outputs, Value, ValueView, one};
 
@@ -192,11 +193,15 @@ fn cast(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     Ok(Box::new(move |run| run.take(source.slot).map(one)))
 }
 
-/// Bits that say which elements are there, the first element in the least significant bit, with their number.
-fn unpack_mask(bytes: &[i32], count: usize) -> Result<Vec<bool>, KernelError> {
-    let bit = |i: usize| bytes.get(i / 8).is_some_and(|byte| byte >> (i % 8) & 1 == 1);
-    let padding = count..bytes.len() * 8;
-    if bytes.len() != count.div_ceil(8) || padding.clone().any(bit) {
+/// Bytes, of which only the low 8 bits of each element count.
+fn bytes(run: &Run<'_, '_>, slot: usize) -> Result<Vec<u8>, KernelError> {
+    Ok(run.i32(slot)?.iter().map(|&byte| byte as u8).collect())
+}
+
+/// Bits that say which elements are there, the first element in the least significant bit.
+fn unpack_mask(bytes: &[u8], count: usize) -> Result<Vec<bool>, KernelError> {
+    let bit = |i: usize| unpack(bytes, 1, i) == 1;
+    if bytes.len() != count.div_ceil(8) || (count..bytes.len() * 8).any(bit) {
         return Err(KernelError::shape(format!("a mask of {} bytes for {count} elements", bytes.len())));
     }
     Ok((0..count).map(bit).collect())
@@ -207,6 +212,11 @@ fn shape_of(op: &mut OpBuilder<'_>) -> Result<Option<Dims>, OpError> {
     let Some(shape) = op.ints_opt("shape")? else { return Ok(None) };
     let dim = |&dim: &i32| usize::try_from(dim).map_err(|_| parameter("shape", "a negative dimension"));
     shape.iter().map(dim).collect::<Result<_, _>>().map(Some)
+}
+
+/// A mask with an element for each bit.
+fn there(bits: &[i32]) -> Vec<bool> {
+    bits.iter().map(|&bit| bit != 0).collect()
 }
 
 /// Puts elements where the mask says, zeros elsewhere.
@@ -230,10 +240,9 @@ fn sparse_to_dense(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     Ok(Box::new(move |run| {
         let shape = packed.as_ref().unwrap_or(&own);
         let count = run.check_size(shape)?;
-        let bits = integers(run, mask.slot)?;
-        let mask: Vec<bool> = match packed {
-            Some(_) => unpack_mask(&bits, count)?,
-            None => bits.iter().map(|&bit| bit != 0).collect(),
+        let mask = match packed {
+            Some(_) => unpack_mask(&bytes(run, mask.slot)?, count)?,
+            None => there(&integers(run, mask.slot)?),
         };
         match run.any(data.slot)? {
             ValueView::F32(view) => tensor(run, shape, spread(&mask, &view.to_vec())?),
@@ -341,10 +350,12 @@ fn lut_to_dense(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     Ok(Box::new(move |run| {
         let shape = palettes.shape();
         let count = run.check_size(&shape)?;
-        let raw = integers(run, indices.slot)?;
         let indices: Vec<i32> = match packed_bits {
-            Some(bits) => (0..count).map(|i| unpack(&raw, bits, i)).collect(),
-            None => raw,
+            Some(bits) => {
+                let packed = bytes(run, indices.slot)?;
+                (0..count).map(|i| unpack(&packed, bits, i)).collect()
+            }
+            None => integers(run, indices.slot)?,
         };
         match run.any(lut.slot)? {
             ValueView::F32(lut) => tensor(run, &shape, palettes.look_up(&indices, &lut.to_vec())?),
@@ -352,13 +363,6 @@ fn lut_to_dense(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
         }
         .map(one)
     }))
-}
-
-/// The `i`th number of so many bits.
-fn unpack(bytes: &[i32], bits: usize, i: usize) -> i32 {
-    let first = i * bits;
-    let byte = |i: usize| bytes.get(i).map_or(0, |&byte| byte & 0xff);
-    (byte(first / 8) | byte(first / 8 + 1) << 8) >> (first % 8) & ((1 << bits) - 1)
 }
 
 fn lut_to_sparse(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
@@ -370,7 +374,7 @@ fn lut_to_sparse(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     Ok(Box::new(move |run| {
         let shape = palettes.shape();
         run.check_size(&shape)?;
-        let there: Vec<bool> = integers(run, mask.slot)?.iter().map(|&bit| bit != 0).collect();
+        let there = there(&integers(run, mask.slot)?);
         let indices = spread(&there, &integers(run, indices.slot)?)?;
         // A palette of masks: each vector is there, or it is not.
         let inner: usize = palettes.blocks.shape[palettes.axis + 1..].iter().product();
@@ -403,7 +407,7 @@ fn sparse_blockwise_shift_scale(op: &mut OpBuilder<'_>) -> Result<Kernel, OpErro
     let dtype = scale.ty.dtype;
     Ok(Box::new(move |run| {
         let bits = integers(run, mask.slot)?;
-        let there: Vec<bool> = bits.iter().map(|&bit| bit != 0).collect();
+        let there = there(&bits);
         let dense = spread(&there, &floats(run, data.slot)?)?;
         let scale = floats(run, scale.slot)?;
         let offset = offset.as_ref().map(|offset| floats(run, offset.slot)).transpose()?;
