@@ -1,5 +1,8 @@
 //! Output that must have a form.
 
+use std::fmt;
+use std::sync::OnceLock;
+
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::Value;
@@ -64,6 +67,45 @@ pub enum ConstraintError {
     Tokenizer(#[from] TokenizerError),
 }
 
+/// What all constraints on one model's texts share: the bytes of its tokens, in the form that grammars are matched against. Made with
+/// the first of them, for it takes a look at every token.
+#[derive(Default)]
+pub(crate) struct Grammars(OnceLock<ParserFactory>);
+
+impl Grammars {
+    /// Begins a text; `end` is the token that ends it.
+    pub(crate) fn guide(
+        &self,
+        constraint: &Constraint,
+        tokenizer: &Tokenizer,
+        end: u32,
+    ) -> Result<Guide, ConstraintError> {
+        let factory = match self.0.get() {
+            Some(factory) => factory,
+            None => {
+                let mut factory =
+                    ParserFactory::new_simple(&tokenizer.trie(end)?).map_err(|e| invalid(&e))?;
+                factory.quiet();
+                self.0.get_or_init(|| factory)
+            }
+        };
+        let parser = factory.create_parser(constraint.grammar()?).map_err(|e| invalid(&e))?;
+        let mut guide = Guide { matcher: Matcher::new(Ok(parser)), allowed: Default::default() };
+        guide.look()?;
+        Ok(guide)
+    }
+}
+
+impl fmt::Debug for Grammars {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grammars").finish_non_exhaustive()
+    }
+}
+
+fn invalid(error: &dyn fmt::Display) -> ConstraintError {
+    ConstraintError::Invalid { reason: error.to_string() }
+}
+
 /// Follows a text token by token.
 pub(crate) struct Guide {
     matcher: Matcher,
@@ -71,27 +113,8 @@ pub(crate) struct Guide {
 }
 
 impl Guide {
-    /// `end` is the token that ends the text.
-    pub(crate) fn new(
-        constraint: &Constraint,
-        tokenizer: &Tokenizer,
-        end: u32,
-    ) -> Result<Self, ConstraintError> {
-        let invalid = |error: &dyn std::fmt::Display| ConstraintError::Invalid { reason: error.to_string() };
-        let grammar = constraint.grammar()?;
-        let mut factory = ParserFactory::new_simple(&tokenizer.trie(end)?).map_err(|e| invalid(&e))?;
-        factory.quiet();
-        let parser = factory.create_parser(grammar).map_err(|e| invalid(&e))?;
-        let mut guide = Self { matcher: Matcher::new(Ok(parser)), allowed: Default::default() };
-        guide.look()?;
-        Ok(guide)
-    }
-
     fn look(&mut self) -> Result<(), ConstraintError> {
-        self.allowed = self
-            .matcher
-            .compute_mask_or_eos()
-            .map_err(|error| ConstraintError::Invalid { reason: error.to_string() })?;
+        self.allowed = self.matcher.compute_mask_or_eos().map_err(|e| invalid(&e))?;
         Ok(())
     }
 
@@ -102,9 +125,7 @@ impl Guide {
 
     /// The text goes on with that token; `true`: it is complete, and nothing can follow.
     pub(crate) fn push(&mut self, token: u32) -> Result<bool, ConstraintError> {
-        self.matcher
-            .consume_token(token)
-            .map_err(|error| ConstraintError::Invalid { reason: error.to_string() })?;
+        self.matcher.consume_token(token).map_err(|e| invalid(&e))?;
         if self.matcher.is_stopped() {
             return Ok(true);
         }
@@ -124,7 +145,7 @@ mod tests {
     /// What random choice within a constraint writes.
     fn babble(constraint: &Constraint, seed: u64) -> String {
         let tokenizer = bytes();
-        let mut guide = Guide::new(constraint, &tokenizer, END).unwrap();
+        let mut guide = Grammars::default().guide(constraint, &tokenizer, END).unwrap();
         let mut sampler = Sampler::new(Sampling { seed: Some(seed), ..Sampling::default() });
         let logits = vec![0.0; tokenizer.vocabulary()];
         let mut tokens = Vec::new();
@@ -171,7 +192,7 @@ mod tests {
             Constraint::choice([""; 1]),
             Constraint::JsonSchema(json!({"type": 7})),
         ] {
-            let error = Guide::new(&constraint, &bytes(), END).err();
+            let error = Grammars::default().guide(&constraint, &bytes(), END).err();
             assert!(matches!(error, Some(ConstraintError::Invalid { .. })), "{constraint:?}");
         }
     }

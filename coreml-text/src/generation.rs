@@ -162,26 +162,17 @@ impl Text {
     /// Goes on for a slice. An error of the model is the request's; one of ours is kept in `failed`.
     pub(crate) fn slice(&mut self, model: &CoreMlHandle) -> Result<(), coreml_bridge::Error> {
         let begin = Instant::now();
-        let opened = Reader::open(model, self.model_ref, &self.layout, &self.tokens)?;
+        let mut reader = Reader::open(model, self.model_ref, &self.layout, &self.tokens)?;
         if self.tokens.len() == self.prompt && self.timings == TextTimings::default() {
             self.timings.prompt_tokens = self.prompt;
-            self.timings.reused_tokens = opened.len();
+            self.timings.reused_tokens = reader.len();
         }
-        let mut reader = opened;
         let mut clock = begin;
         for _ in 0..SLICE {
             if self.over || self.events.is_closed() {
                 break;
             }
-            let logits = match reader.advance(model, &self.layout, &self.tokens) {
-                // The memory was of an instance that is gone; all is read anew.
-                Err(coreml_bridge::Error::ForeignState { .. }) => {
-                    Reader::forget(self.model_ref);
-                    reader = Reader::open(model, self.model_ref, &self.layout, &self.tokens)?;
-                    continue;
-                }
-                other => other?,
-            };
+            let logits = reader.advance(model, &self.layout, &self.tokens)?;
             let is_prompt = self.tokens.len() == self.prompt;
             if let Some(logits) = logits
                 && let Err(error) = self.token(&logits)

@@ -9,7 +9,7 @@ use coreml_client::{Inference, InferenceRequest, ModelClient, ModelRef, Procedur
 use futures_core::Stream;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use crate::constraint::Guide;
+use crate::constraint::Grammars;
 use crate::generation::{Event, Text};
 use crate::layout::Causal;
 use crate::reader::Reader;
@@ -36,6 +36,7 @@ pub struct TextModel {
     tokenizer: Tokenizer,
     template: Option<Arc<ChatTemplate>>,
     ends: Vec<u32>,
+    grammars: Arc<Grammars>,
 }
 
 impl TextModel {
@@ -63,6 +64,7 @@ impl TextModel {
             tokenizer,
             template: None,
             ends,
+            grammars: Arc::default(),
         })
     }
 
@@ -120,7 +122,7 @@ impl TextModel {
         let guide = match &generation.constraint {
             Some(constraint) => {
                 let end = *self.ends.first().ok_or(TextError::NoEnd)?;
-                Some(Guide::new(constraint, &self.tokenizer, end)?)
+                Some(self.grammars.guide(constraint, &self.tokenizer, end)?)
             }
             None => None,
         };
@@ -215,14 +217,8 @@ fn log_probability(
     let mut reader = Reader::open(model, model_ref, layout, &tokens)?;
     for &token in choice {
         let logits = loop {
-            match reader.advance(model, layout, &tokens) {
-                Ok(Some(logits)) => break logits,
-                Ok(None) => {}
-                Err(coreml_bridge::Error::ForeignState { .. }) => {
-                    Reader::forget(model_ref);
-                    reader = Reader::open(model, model_ref, layout, &tokens)?;
-                }
-                Err(error) => return Err(error),
+            if let Some(logits) = reader.advance(model, layout, &tokens)? {
+                break logits;
             }
         };
         let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);

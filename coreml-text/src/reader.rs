@@ -9,7 +9,8 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use coreml_bridge::{
-    CoreMlHandle, Dtype, Error, FeatureError, Features, PredictOptions, Role, State, Tensor, TensorError,
+    CoreMlHandle, Dtype, Element, Error, FeatureError, Features, PredictOptions, Role, State, Tensor,
+    TensorError,
 };
 use coreml_client::ModelRef;
 use half::f16;
@@ -77,15 +78,10 @@ impl Reader {
         layout: &Causal,
         tokens: &[u32],
     ) -> Result<Self, Error> {
-        let shared = |reader: &Reader| {
-            let pairs = reader.read.iter().zip(tokens);
-            pairs.take_while(|(a, b)| a == b).count()
-        };
+        let shared = |reader: &Reader| reader.read.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         let found = MEMORIES.with_borrow_mut(|memories| {
-            let best = (0..memories.len())
-                .filter(|&i| memories[i].model_ref == model_ref)
-                .max_by_key(|&i| shared(&memories[i]))?;
-            let common = shared(&memories[best]);
+            let own = memories.iter().enumerate().filter(|(_, reader)| reader.model_ref == model_ref);
+            let (common, best) = own.map(|(i, reader)| (shared(reader), i)).max()?;
             // At least one token is read anew: its logits are wanted.
             let common = common.min(tokens.len().saturating_sub(1));
             if memories[best].read.len() <= common + 1 && common > 0 {
@@ -101,10 +97,12 @@ impl Reader {
         match found {
             Some(Ok(reader)) => Ok(reader),
             // A memory of an instance that is gone cannot be copied.
-            Some(Err(_)) | None => {
-                Ok(Self { model_ref, store: Store::new(model, layout)?, read: Vec::new() })
-            }
+            Some(Err(_)) | None => Self::new(model, model_ref, layout),
         }
+    }
+
+    fn new(model: &CoreMlHandle, model_ref: ModelRef, layout: &Causal) -> Result<Self, Error> {
+        Ok(Self { model_ref, store: Store::new(model, layout)?, read: Vec::new() })
     }
 
     /// How many tokens it has read.
@@ -122,52 +120,45 @@ impl Reader {
         });
     }
 
-    /// Drops what this thread knows of a model: its instance is a new one.
-    pub(crate) fn forget(model_ref: ModelRef) {
-        MEMORIES.with_borrow_mut(|memories| memories.retain(|reader| reader.model_ref != model_ref));
-    }
-
     /// Reads one chunk of what is not read yet of `tokens`, which begin with what is; `Some`: all is read, and these are the logits
-    /// of the token after it.
+    /// of the token after it. A memory whose instance is gone begins anew.
     pub(crate) fn advance(
         &mut self,
         model: &CoreMlHandle,
         layout: &Causal,
         tokens: &[u32],
     ) -> Result<Option<Vec<f32>>, Error> {
+        match self.read_chunk(model, layout, tokens) {
+            Err(Error::ForeignState { .. }) => {
+                let model_ref = self.model_ref;
+                MEMORIES.with_borrow_mut(|memories| memories.retain(|reader| reader.model_ref != model_ref));
+                *self = Self::new(model, model_ref, layout)?;
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
+    fn read_chunk(
+        &mut self,
+        model: &CoreMlHandle,
+        layout: &Causal,
+        tokens: &[u32],
+    ) -> Result<Option<Vec<f32>>, Error> {
         let start = self.read.len();
-        let rest = &tokens[start..];
-        if let Store::None = self.store {
-            return self.read_all(model, layout, tokens).map(Some);
-        }
-        let chunk = &rest[..layout.chunk(rest.len())];
-        let end = start + chunk.len();
-        let mut inputs = Features::new();
-        let ids: Vec<i32> = chunk.iter().map(|&token| token.cast_signed()).collect();
-        inputs.insert(
-            Arc::clone(&layout.tokens.name),
-            Tensor::from_vec(&[1, ids.len()], ids).map_err(|e| input(model, &layout.tokens, e))?,
-        );
-        if let Some(port) = &layout.mask {
-            let width = if layout.mask_is_whole { layout.context } else { end };
-            inputs.insert(Arc::clone(&port.name), causal_mask(model, port, start, chunk.len(), width)?);
-        }
-        if let Some(port) = &layout.positions {
-            let positions: Vec<i32> = (start..end).map(|i| i32::try_from(i).unwrap_or(i32::MAX)).collect();
-            let shape =
-                if port.spec.shape.len() == 1 { vec![positions.len()] } else { vec![1, positions.len()] };
-            let tensor = Tensor::from_vec(&shape, positions).map_err(|e| input(model, port, e))?;
-            inputs.insert(Arc::clone(&port.name), tensor);
-        }
-        let outputs = match &mut self.store {
+        let (outputs, end) = match &mut self.store {
             Store::State(state) => {
+                let end = start + layout.chunk(tokens.len() - start);
+                let inputs = inputs(model, layout, &tokens[start..end], start, end - start)?;
                 let options = PredictOptions { state: Some(state), ..PredictOptions::default() };
-                model.predict_with(&inputs, options)?.outputs
+                (model.predict_with(&inputs, options)?.outputs, end)
             }
             Store::Explicit(caches) => {
                 let Memory::Explicit(pairs) = &layout.memory else {
                     unreachable!("the store was made for the layout")
                 };
+                let end = start + layout.chunk(tokens.len() - start);
+                let mut inputs = inputs(model, layout, &tokens[start..end], start, end - start)?;
                 for ((port, _), cache) in pairs.iter().zip(caches.iter()) {
                     inputs.insert(Arc::clone(&port.name), cache.clone());
                 }
@@ -175,44 +166,62 @@ impl Reader {
                 for ((_, output), cache) in pairs.iter().zip(caches.iter_mut()) {
                     *cache = tensor(model, &outputs, output)?;
                 }
-                outputs
+                (outputs, end)
             }
-            Store::None => unreachable!("read all at once"),
+            Store::None => {
+                let length = layout.padded(tokens.len()).unwrap_or(tokens.len());
+                let mut inputs = inputs(model, layout, tokens, 0, length)?;
+                if let Some(port) = &layout.padding {
+                    let ones = padded(tokens.iter().map(|_| 1.0_f32), length);
+                    inputs.insert(Arc::clone(&port.name), row(model, port, ones)?.cast(port.spec.dtype));
+                }
+                self.read.clear();
+                (model.predict(&inputs)?, tokens.len())
+            }
         };
-        self.read.extend_from_slice(chunk);
+        let start = self.read.len();
+        self.read.extend_from_slice(&tokens[start..end]);
         if end < tokens.len() {
             return Ok(None);
         }
-        last_logits(model, layout, &outputs, chunk.len() - 1).map(Some)
+        last_logits(model, layout, &outputs, end - start - 1).map(Some)
     }
+}
 
-    /// For a model without memory: padded on the right, where a causal model does not look.
-    fn read_all(&mut self, model: &CoreMlHandle, layout: &Causal, tokens: &[u32]) -> Result<Vec<f32>, Error> {
-        let length = layout.padded(tokens.len()).unwrap_or(tokens.len());
-        let mut ids: Vec<i32> = tokens.iter().map(|&token| token.cast_signed()).collect();
-        ids.resize(length, 0);
-        let mut inputs = Features::new();
-        let ids = Tensor::from_vec(&[1, length], ids).map_err(|e| input(model, &layout.tokens, e))?;
-        inputs.insert(Arc::clone(&layout.tokens.name), ids);
-        if let Some(port) = &layout.padding {
-            let mut ones = vec![1.0_f32; tokens.len()];
-            ones.resize(length, 0.0);
-            let ones = Tensor::from_vec(&[1, length], ones).map_err(|e| input(model, port, e))?;
-            inputs.insert(Arc::clone(&port.name), ones.cast(port.spec.dtype));
-        }
-        if let Some(port) = &layout.positions {
-            let positions: Vec<i32> = (0..length).map(|i| i32::try_from(i).unwrap_or(i32::MAX)).collect();
-            let shape = if port.spec.shape.len() == 1 { vec![length] } else { vec![1, length] };
-            let positions = Tensor::from_vec(&shape, positions).map_err(|e| input(model, port, e))?;
-            inputs.insert(Arc::clone(&port.name), positions);
-        }
-        if let Some(port) = &layout.mask {
-            inputs.insert(Arc::clone(&port.name), causal_mask(model, port, 0, length, length)?);
-        }
-        let outputs = model.predict(&inputs)?;
-        self.read = tokens.to_vec();
-        last_logits(model, layout, &outputs, tokens.len() - 1)
+/// Tokens, mask and positions for `length` places from `start` on; where there are fewer tokens it is padded on the right, where a causal
+/// model does not look.
+fn inputs(
+    model: &CoreMlHandle,
+    layout: &Causal,
+    tokens: &[u32],
+    start: usize,
+    length: usize,
+) -> Result<Features, Error> {
+    let mut inputs = Features::new();
+    let ids = padded(tokens.iter().map(|&token| token.cast_signed()), length);
+    inputs.insert(Arc::clone(&layout.tokens.name), row(model, &layout.tokens, ids)?);
+    if let Some(port) = &layout.mask {
+        let width = if layout.mask_is_whole { layout.context } else { start + length };
+        inputs.insert(Arc::clone(&port.name), causal_mask(model, port, start, length, width)?);
     }
+    if let Some(port) = &layout.positions {
+        let positions = (start..start + length).map(|i| i32::try_from(i).unwrap_or(i32::MAX)).collect();
+        inputs.insert(Arc::clone(&port.name), row(model, port, positions)?);
+    }
+    Ok(inputs)
+}
+
+fn padded<T: Clone + Default>(elements: impl Iterator<Item = T>, length: usize) -> Vec<T> {
+    let mut padded: Vec<T> = elements.collect();
+    padded.resize(length, T::default());
+    padded
+}
+
+/// `[1, n]`, or `[n]` where the model wants that.
+fn row<T: Element>(model: &CoreMlHandle, port: &TensorPort, elements: Vec<T>) -> Result<Tensor, Error> {
+    let count = elements.len();
+    let shape = if port.spec.shape.len() == 1 { &[count][..] } else { &[1, count] };
+    Tensor::from_vec(shape, elements).map_err(|source| input(model, port, source))
 }
 
 /// `[1, 1, count, width]`: 0 where a token may look, the least number of the type where not.
@@ -256,11 +265,11 @@ fn last_logits(
     let width = logits.shape().last().copied().unwrap_or(0);
     let rows = logits.len().checked_div(width).unwrap_or(0);
     let row = row.min(rows.saturating_sub(1));
-    let all = logits.cast(Dtype::Float32);
-    let elements = all.to_vec::<f32>().map_err(|source| Error::Tensor {
+    // Only the row that is wanted is converted.
+    let row = logits.reshape(&[rows, width]).and_then(|rows| rows.narrow(0, row..row + 1));
+    row.and_then(|row| row.cast(Dtype::Float32).to_vec()).map_err(|source| Error::Tensor {
         model: Arc::clone(model.path()),
         feature: Arc::clone(&layout.logits),
         source,
-    })?;
-    Ok(elements[row * width..(row + 1) * width].to_vec())
+    })
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use serde_json::Value;
@@ -61,10 +61,8 @@ pub struct Tokenizer {
 }
 
 struct Inner {
-    library: tokenizers::Tokenizer,
+    encoder: tokenizers::Tokenizer,
     json: Box<[u8]>,
-    /// Of every token; for constrained output.
-    trie: OnceLock<TokEnv>,
 }
 
 impl Tokenizer {
@@ -84,9 +82,9 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Parse`].
     pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
-        let library =
+        let encoder =
             tokenizers::Tokenizer::from_bytes(json).map_err(|source| TokenizerError::Parse { source })?;
-        Ok(Self { inner: Arc::new(Inner { library, json: json.into(), trie: OnceLock::new() }) })
+        Ok(Self { inner: Arc::new(Inner { encoder, json: json.into() }) })
     }
 
     /// The tokens of a text, with those that the tokenizer adds by itself (such as a beginning).
@@ -107,7 +105,7 @@ impl Tokenizer {
     }
 
     fn tokens(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.library.encode_fast(text, special);
+        let encoding = self.inner.encoder.encode_fast(text, special);
         encoding.map(|e| e.get_ids().to_vec()).map_err(|source| TokenizerError::Apply { source })
     }
 
@@ -116,26 +114,23 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Apply`].
     pub fn decode(&self, tokens: &[u32]) -> Result<String, TokenizerError> {
-        self.inner.library.decode(tokens, true).map_err(|source| TokenizerError::Apply { source })
+        self.inner.encoder.decode(tokens, true).map_err(|source| TokenizerError::Apply { source })
     }
 
     /// The number of a token that is spelt so.
     #[must_use]
     pub fn token(&self, text: &str) -> Option<u32> {
-        self.inner.library.token_to_id(text)
+        self.inner.encoder.token_to_id(text)
     }
 
     /// How many tokens there are.
     #[must_use]
     pub fn vocabulary(&self) -> usize {
-        self.inner.library.get_vocab_size(true)
+        self.inner.encoder.get_vocab_size(true)
     }
 
-    /// All tokens as a trie of their bytes; `end` ends the text. Made once.
+    /// All tokens as a trie of their bytes; `end` ends the text.
     pub(crate) fn trie(&self, end: u32) -> Result<TokEnv, TokenizerError> {
-        if let Some(trie) = self.inner.trie.get() {
-            return Ok(Arc::clone(trie));
-        }
         let unknown = |reason: String| TokenizerError::Bytes { reason };
         let json: Value = serde_json::from_slice(&self.inner.json).map_err(|e| unknown(e.to_string()))?;
         let words =
@@ -144,9 +139,7 @@ impl Tokenizer {
         if end >= count {
             return Err(unknown(format!("token {end} ends the text, and there are {count}")));
         }
-        let env: TokEnv =
-            Arc::new(ApproximateTokEnv::new(TokTrie::from(&TokRxInfo::new(count, end), &words)));
-        Ok(Arc::clone(self.inner.trie.get_or_init(|| env)))
+        Ok(Arc::new(ApproximateTokEnv::new(TokTrie::from(&TokRxInfo::new(count, end), &words))))
     }
 }
 
@@ -172,7 +165,7 @@ impl Decoder {
     /// The text that one more token completes.
     pub(crate) fn push(&mut self, token: u32) -> Result<String, TokenizerError> {
         let Self { tokenizer, ids, prefix, prefix_index } = self;
-        step_decode_stream(&tokenizer.inner.library, vec![token], true, ids, prefix, prefix_index)
+        step_decode_stream(&tokenizer.inner.encoder, vec![token], true, ids, prefix, prefix_index)
             .map(Option::unwrap_or_default)
             .map_err(|source| TokenizerError::Apply { source })
     }
