@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
 
-use crate::run::{quiet, visible};
+use crate::run::{make_python, ready_python, visible};
 
 /// The parts of coremltools whose tests predict.
 const SUITES: &[&str] = &[
@@ -128,22 +128,10 @@ fn environment(root: &Path, chosen: Option<&Path>) -> anyhow::Result<PathBuf> {
         return Ok(chosen.to_owned());
     }
     let environment = root.join("models/cache/conformance");
-    let ready = environment.join(".ready");
     let requirements = root.join("conformance/requirements.txt");
-    let wanted = std::fs::read_to_string(&requirements)?;
-    if !std::fs::read_to_string(&ready).is_ok_and(|found| found == wanted) {
+    if ready_python(&environment, &requirements)?.is_none() {
         println!("bringing Python packages to {}", environment.display());
-        quiet("python3", &["-m".as_ref(), "venv".as_ref(), environment.as_os_str()], root)?;
-        let pip: [&OsStr; 6] = [
-            "-m".as_ref(),
-            "pip".as_ref(),
-            "install".as_ref(),
-            "--quiet".as_ref(),
-            "--requirement".as_ref(),
-            requirements.as_os_str(),
-        ];
-        quiet(environment.join("bin/python"), &pip, root)?;
-        std::fs::write(&ready, &wanted)?;
+        make_python(root, &environment, &requirements)?;
     }
     Ok(environment)
 }
@@ -351,20 +339,10 @@ fn collect(folder: &Path, only: Option<&str>, paths: &mut Vec<PathBuf>) -> anyho
 /// The failures that are known, with the reason of each: a pattern is a part of the test's name.
 fn expected(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("{} is missing", path.display()))?;
-    let mut expected = BTreeMap::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        // The lines are `"pattern" = "reason"`, which JSON reads as strings.
-        let (pattern, reason) = line
-            .split_once("\" = \"")
-            .map(|(pattern, reason)| (format!("{pattern}\""), format!("\"{reason}")))
-            .with_context(|| format!("line {} is not \"pattern\" = \"reason\"", number + 1))?;
-        let reason: String = serde_json::from_str(&reason)?;
-        ensure!(!reason.is_empty(), "line {} gives no reason", number + 1);
-        expected.insert(serde_json::from_str(&pattern)?, reason);
+    let expected: BTreeMap<String, String> = toml::from_str(&text)
+        .with_context(|| format!("{} is not \"pattern\" = \"reason\"", path.display()))?;
+    for (pattern, reason) in &expected {
+        ensure!(!reason.is_empty(), "\"{pattern}\" has no reason");
     }
     Ok(expected)
 }

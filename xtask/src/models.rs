@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::run::quiet;
+use crate::run::{make_python, quiet, ready_python};
 
 /// Name of the model, the package that ships it, the script that takes it out, and what exists when that is done.
 const MODELS: &[(&str, &str, &str, &str)] = &[
@@ -22,27 +22,11 @@ const MODELS: &[(&str, &str, &str, &str)] = &[
 /// The virtual environment in which the scripts run; made on first use.
 pub(crate) fn python(root: &Path) -> anyhow::Result<PathBuf> {
     let environment = root.join("models/cache/venv");
-    let python = environment.join("bin/python");
-    let ready = environment.join(".ready");
     let requirements = root.join("models/requirements.txt");
-    let wanted = std::fs::read_to_string(&requirements)?;
-    if std::fs::read_to_string(&ready).is_ok_and(|found| found == wanted) {
-        return Ok(python);
+    match ready_python(&environment, &requirements)? {
+        Some(python) => Ok(python),
+        None => step("Python packages", || make_python(root, &environment, &requirements)),
     }
-    step("Python packages", || {
-        quiet("python3", &["-m".as_ref(), "venv".as_ref(), environment.as_os_str()], root)?;
-        let arguments: [&OsStr; 6] = [
-            "-m".as_ref(),
-            "pip".as_ref(),
-            "install".as_ref(),
-            "--quiet".as_ref(),
-            "--requirement".as_ref(),
-            requirements.as_ref(),
-        ];
-        quiet(&python, &arguments, root)?;
-        std::fs::write(&ready, &wanted).context("cannot write to models/cache")
-    })?;
-    Ok(python)
 }
 
 /// Brings every model that is not there yet.
@@ -81,7 +65,7 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
 }
 
 /// Shows that something long is under way, and how long it took.
-fn step(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+fn step<T>(name: &str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let bar = ProgressBar::new_spinner().with_message(name.to_owned());
     bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}")?);
     bar.enable_steady_tick(Duration::from_millis(100));

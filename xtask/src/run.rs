@@ -1,7 +1,7 @@
 //! Running other programs.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
@@ -45,3 +45,33 @@ pub(crate) fn quiet(program: impl AsRef<OsStr>, arguments: &[&OsStr], root: &Pat
     );
     Ok(())
 }
+
+/// The Python of a virtual environment in `folder` that has what `requirements` lists, or nothing if that has to be brought first.
+pub(crate) fn ready_python(folder: &Path, requirements: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let wanted = std::fs::read_to_string(requirements)?;
+    let ready = std::fs::read_to_string(folder.join(READY)).is_ok_and(|found| found == wanted);
+    Ok(ready.then(|| folder.join(PYTHON)))
+}
+
+/// Makes such an environment and returns its Python.
+pub(crate) fn make_python(root: &Path, folder: &Path, requirements: &Path) -> anyhow::Result<PathBuf> {
+    let python = folder.join(PYTHON);
+    quiet("python3", &["-m".as_ref(), "venv".as_ref(), folder.as_os_str()], root)?;
+    let arguments: [&OsStr; 6] = [
+        "-m".as_ref(),
+        "pip".as_ref(),
+        "install".as_ref(),
+        "--quiet".as_ref(),
+        "--requirement".as_ref(),
+        requirements.as_ref(),
+    ];
+    quiet(&python, &arguments, root)?;
+    // Last, so that an environment that was interrupted is made again.
+    std::fs::copy(requirements, folder.join(READY))
+        .with_context(|| format!("cannot write to {}", folder.display()))?;
+    Ok(python)
+}
+
+const PYTHON: &str = "bin/python";
+/// Holds the requirements that the environment meets.
+const READY: &str = ".ready";
