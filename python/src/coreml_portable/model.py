@@ -6,9 +6,9 @@ import ctypes
 import json
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ctypes import byref, c_void_p, sizeof
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -56,7 +56,42 @@ def compile_model(source: str | os.PathLike[str], folder: str | os.PathLike[str]
         TABLE.blob_free(blob)
 
 
-class State:
+_H = TypeVar("_H", bound="_Handle")
+
+
+class _Handle:
+    """An object of the library: used by one thread at a time, released once, at the latest with the Python object."""
+
+    def __init__(self, handle: int | None, release: Callable[[int], None]) -> None:
+        self._handle = handle
+        self._release = release
+        self._lock = threading.Lock()
+
+    def _live(self, what: str) -> int:
+        """The handle, for a call under the lock."""
+        if self._handle is None:
+            raise ValueError(f"the {what} is closed")
+        return self._handle
+
+    def close(self) -> None:
+        """Releases it. Closing twice is allowed."""
+        with self._lock:
+            handle, self._handle = self._handle, None
+            if handle is not None:
+                self._release(handle)
+
+    def __enter__(self: _H) -> _H:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self.close()
+
+
+class State(_Handle):
     """The memory of a stateful model, which :meth:`Model.new_state` makes; a mapping from name to array.
 
     Reading copies out, writing copies in::
@@ -65,17 +100,13 @@ class State:
     """
 
     def __init__(self, model: "Model", handle: int) -> None:
+        super().__init__(handle, TABLE.state_release)
         self._model = model
-        self._handle: int | None = handle
-        self._lock = threading.Lock()
 
     def _visit(self, name: str, writable: bool, visit) -> None:
         with self._lock:
-            if self._handle is None:
-                raise ValueError("the state is closed")
-            _values.visit_tensor(
-                TABLE.state_with_bytes, self._handle, Str.of(name), writable=writable, visit=visit
-            )
+            handle = self._live("state")
+            _values.visit_tensor(TABLE.state_with_bytes, handle, Str.of(name), writable=writable, visit=visit)
 
     def __getitem__(self, name: str) -> np.ndarray:
         seen: list[np.ndarray] = []
@@ -92,31 +123,14 @@ class State:
 
         self._visit(name, True, write)
 
-    def close(self) -> None:
-        """Releases the memory. Closing twice is allowed."""
-        with self._lock:
-            handle, self._handle = self._handle, None
-            if handle is not None:
-                TABLE.state_release(handle)
 
-    def __enter__(self) -> "State":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
-            self.close()
-
-
-class Model:
+class Model(_Handle):
     """A loaded Core ML model (``.mlmodel``, ``.mlpackage``)::
 
         with Model("digits.mlmodel") as model:
             outputs = model.predict({"image": numpy.zeros((1, 1, 8, 8), "float32")})
 
-    Any thread may call a model; the calls run one after the other.
+    Any thread may call a model; the calls run one after the other. States of a closed model live on, of no more use.
 
     Args:
         path: the file or folder.
@@ -136,8 +150,7 @@ class Model:
         threads: int = 0,
         compute_units: str = "ALL",
     ) -> None:
-        self._handle: int | None = None
-        self._lock = threading.Lock()
+        super().__init__(None, TABLE.model_release)
         self.timings: dict[str, int] = {}
         name = Str.of(function or None)
         config = Config(sizeof(Config), _UNITS[compute_units], 0, threads, name, Str.of(None))
@@ -206,16 +219,13 @@ class Model:
         if state is not None and state._model is not self:
             raise ValueError("the state belongs to another model")
         with self._lock:
-            if self._handle is None:
-                raise ValueError("the model is closed")
+            handle = self._live("model")
             arguments = (names, handles, len(values), byref(options) if options else None, byref(result))
             if state is None:
-                call(TABLE.model_predict, self._handle, None, *arguments)
+                call(TABLE.model_predict, handle, None, *arguments)
             else:
                 with state._lock:
-                    if state._handle is None:
-                        raise ValueError("the state is closed")
-                    call(TABLE.model_predict, self._handle, state._handle, *arguments)
+                    call(TABLE.model_predict, handle, state._live("state"), *arguments)
         try:
             view = ResultView(size=sizeof(ResultView))
             TABLE.result_view(result, byref(view))
@@ -229,27 +239,8 @@ class Model:
         """A state with the model's initial values."""
         out = c_void_p()
         with self._lock:
-            if self._handle is None:
-                raise ValueError("the model is closed")
-            call(TABLE.state_new, self._handle, byref(out))
+            call(TABLE.state_new, self._live("model"), byref(out))
         return State(self, out.value)
-
-    def close(self) -> None:
-        """Releases the model. Closing twice is allowed; its states live on but can no longer be used by it."""
-        with self._lock:
-            handle, self._handle = self._handle, None
-            if handle is not None:
-                TABLE.model_release(handle)
-
-    def __enter__(self) -> "Model":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
-            self.close()
 
     def __repr__(self) -> str:
         return f"<Model {list(self._inputs)} -> {[f['name'] for f in self.description.get('outputs', [])]}>"
