@@ -58,10 +58,9 @@ def tokens(data: Path, part: str) -> torch.Tensor:
 
 
 def rate(step: int, total: int, peak: float) -> float:
-    """Up in 100 steps, then down a cosine to a tenth."""
-    if step < 100:
-        return peak * (step + 1) / 100
-    return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, (step - 100) / max(1, total - 100)))))
+    """Up in 50 steps, level for half of them, then down a straight line to a twentieth."""
+    falling = max(0.0, (step - total / 2) / (total / 2))
+    return peak * min(1.0, (step + 1) / 50) * (1 - 0.95 * min(1.0, falling))
 
 
 def held_out_loss(model: Llama, ids: torch.Tensor, length: int, most: int) -> float:
@@ -80,28 +79,34 @@ def held_out_loss(model: Llama, ids: torch.Tensor, length: int, most: int) -> fl
 def train(data: Path, minutes: float, length: int, batch: int, total: int, peak: float) -> None:
     torch.manual_seed(SEED)
     model = Llama(Shape())
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    # Muon for the matrices that map one width to another, which it trains with about half the steps; AdamW for words and norms.
+    matrices = [p for p in model.layers.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
+    optimisers = [
+        torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", weight_decay=0.1),
+        torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
     ids, held_out = tokens(data, "train"), tokens(data, "held_out")
     checkpoint = data / "checkpoint.pt"
     step = 0
     if checkpoint.exists():
         saved = torch.load(checkpoint)
         model.load_state_dict(saved["model"])
-        optimiser.load_state_dict(saved["optimiser"])
+        for optimiser, state in zip(optimisers, saved["optimisers"]):
+            optimiser.load_state_dict(state)
         step = saved["step"]
     count = sum(p.numel() for p in model.parameters())
     print(f"{count / 1e6:.2f} million parameters, step {step} of {total}", flush=True)
 
     def save() -> None:
-        torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, checkpoint)
+        states = [optimiser.state_dict() for optimiser in optimisers]
+        torch.save({"model": model.state_dict(), "optimisers": states, "step": step}, checkpoint)
 
     until, begun, first = time.monotonic() + 60 * minutes, time.monotonic(), step
     while step < total and time.monotonic() < until:
-        for group in optimiser.param_groups:
-            group["lr"] = rate(step, total, peak)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate(step, total, peak)
         # Each step has its own numbers, so a run that was interrupted goes on as if it had not been.
         generator = torch.Generator().manual_seed(SEED + step)
         starts = torch.randint(len(ids) - length - 1, (batch,), generator=generator)
@@ -109,16 +114,18 @@ def train(data: Path, minutes: float, length: int, batch: int, total: int, peak:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(windows[:, :-1])
         loss = F.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
-        optimiser.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         step += 1
         if step % 50 == 0:
             speed = (step - first) * batch * length / (time.monotonic() - begun)
             print(f"step {step}: loss {loss.item():.3f}, {speed:.0f} tokens/s", flush=True)
-        if step % 500 == 0:
+        if step % 100 == 0:
             save()
+        if step % 500 == 0:
             print(f"  held out: perplexity {math.exp(held_out_loss(model, held_out, 512, 60_000)):.2f}", flush=True)
     save()
 
@@ -159,8 +166,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=6000, help="of the whole training, over all runs")
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=3000, help="of the whole training, over all runs")
+    parser.add_argument("--rate", type=float, default=3e-3)
     arguments = parser.parse_args()
     match arguments.what:
         case "tokenizer":
