@@ -1505,6 +1505,73 @@ static void test_injection(void) {
   cml_workalike_set_hostile(0);
 }
 
+/* ---- soak ---- */
+
+/* Kilobytes of this process in memory; -1 where that means nothing: the sanitizer and zombies keep what was freed. */
+static long resident(void) {
+#if __has_feature(address_sanitizer)
+  return -1;
+#else
+  long pages = -1;
+  if (getenv("NSZombieEnabled") != NULL) return -1;
+  FILE *file = fopen("/proc/self/statm", "r");
+  if (file == NULL) return -1;
+  if (fscanf(file, "%*s %ld", &pages) != 1) pages = -1;
+  fclose(file);
+  return pages < 0 ? -1 : pages * (sysconf(_SC_PAGESIZE) / 1024);
+#endif
+}
+
+static void soak(CmlModel *model, CmlState *state, int predictions) {
+  CmlError *error = NULL;
+  CmlStr names[N_ALL], out = str("out_x");
+  for (int i = 0; i < predictions; i++) {
+    CmlResult *result = NULL;
+    CmlValue *values[N_ALL], *backing = NULL;
+    int n = i % 10 == 0 ? N_ALL : 1;
+    if (n == N_ALL) {
+      make_all(names, values);
+    } else {
+      names[0] = str("x");
+      values[0] = tensor_x();
+    }
+    CmlPredictOptions options = {.size = sizeof options, .backing_names = &out, .backings = &backing};
+    if (i % 3 == 0) {
+      backing = tensor_x();
+      options.n_backings = 1;
+    }
+    cml_workalike_set_hostile(i % 4 == 0 ? CML_HOSTILE_PADDED : 0);
+    CHECK(WENT(B->model_predict(model, i % 5 == 0 ? state : NULL, names, values, (size_t)n, &options, &result, &error)));
+    if (result != NULL) CHECK(output(result, "out_x")->value != NULL);
+    if (i % 7 == 0) { /* failures must not grow either */
+      CmlResult *none = NULL;
+      REFUSED(B->model_predict(model, NULL, NULL, NULL, 0, NULL, &none, &error), CML_NOT_FOUND, "'x' is missing");
+    }
+    B->result_free(result);
+    B->value_release(backing);
+    for (int k = 0; k < n; k++) B->value_release(values[k]);
+    if (failures > 0) break;
+  }
+  cml_workalike_set_hostile(0);
+}
+
+static void test_soak(void) {
+  enum { WARM = 4000, PREDICTIONS = 20000, GROWTH = 512 /* KiB: under 27 bytes for each prediction */ };
+  bool measured = resident() >= 0;
+  CmlError *error = NULL;
+  CmlModel *model = load();
+  CmlState *state = NULL;
+  CHECK(WENT(B->state_new(model, &state, &error)));
+  soak(model, state, measured ? WARM : WARM / 10);
+  long before = resident();
+  soak(model, state, measured ? PREDICTIONS : PREDICTIONS / 10);
+  long after = resident();
+  if (measured) printf("  %d predictions: %ld KiB, then %ld KiB\n", PREDICTIONS, before, after);
+  CHECK(!measured || after - before <= GROWTH);
+  B->state_release(state);
+  B->model_release(model);
+}
+
 /* ---- main ---- */
 
 /* Threads of a program come and go, and need not be the main one to be the first. */
@@ -1543,6 +1610,7 @@ static const struct {
     {"errors", test_errors},
     {"old_systems", test_old_systems},
     {"injection", test_injection},
+    {"soak", test_soak},
 };
 
 int main(int argc, char **argv) {

@@ -936,6 +936,13 @@ const PLANTS: &[Plant] = &[
         edits: &[("src/cml_model.m", "    if (made) cml_remove(compiled);\n", "")],
     },
     Plant {
+        name: "memory that is no object is leaked",
+        caught_by: CaughtBy::Driver,
+        tests: "soak",
+        says: "after - before",
+        edits: &[("src/cml_predict.m", "    cml_string_free(result->outputs[i].name);\n", "")],
+    },
+    Plant {
         name: "a state of another model is taken",
         caught_by: CaughtBy::Driver,
         tests: "wrong_inputs",
