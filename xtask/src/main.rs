@@ -1,5 +1,6 @@
 //! Development tasks; `cargo xtask --help` lists them.
 
+mod apple_check;
 mod asan;
 mod bench;
 mod bindings;
@@ -25,6 +26,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Type-check the Rust side for Apple's targets (Debian 12 only; downloads a compiler of 115 MB, needs nightly cargo).
+    AppleCheck,
     /// Run the tests of the unsafe crates under AddressSanitizer (needs a nightly compiler).
     Asan,
     /// Run the benches and print ratios against named references.
@@ -81,6 +84,7 @@ fn root() -> PathBuf {
 fn main() -> anyhow::Result<()> {
     let root = root();
     match Arguments::parse().verb {
+        Verb::AppleCheck => apple_check::run(&root),
         Verb::Asan => asan::run(&root),
         Verb::Bench(arguments) => bench::run(&root, &arguments),
         Verb::Bindings { check } => bindings::run(&root, check),
