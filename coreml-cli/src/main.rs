@@ -1,7 +1,8 @@
-//! `coreml`: looks into Core ML models and runs them, on any platform.
+//! `coreml`: looks into Core ML models, runs them on any platform, and watches programs that do.
 
 mod inspect;
 mod predict;
+mod top;
 mod values;
 
 use std::path::PathBuf;
@@ -53,6 +54,12 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Watch the models of a running program: throughput, latency, queues, outcomes, threads, memory.
+    #[command(after_help = "Examples:\n  \
+        coreml top 127.0.0.1:9800\n  \
+        coreml top /run/user/1000/my-program.sock --once --json\n\n\
+        The program must have started an endpoint: `coreml_client::monitor::Monitor::start`, of the feature `monitor`.")]
+    Top(top::Options),
 }
 
 #[derive(Args)]
@@ -77,5 +84,6 @@ fn main() -> anyhow::Result<()> {
         Verb::Predict { model, inputs, output, json } => {
             predict::run(&model.load()?, &inputs, output.as_deref(), json)
         }
+        Verb::Top(options) => top::run(&options),
     }
 }

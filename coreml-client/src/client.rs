@@ -59,7 +59,7 @@ impl ModelClient {
         ModelClientBuilder::new()
     }
 
-    fn runtime(&self) -> &Arc<Runtime> {
+    pub(crate) fn runtime(&self) -> &Arc<Runtime> {
         &self.owner.0
     }
 

@@ -82,6 +82,8 @@ mod inference;
 mod limits;
 mod load;
 mod memory;
+#[cfg(feature = "monitor")]
+pub mod monitor;
 mod mutants;
 mod permit;
 mod priority;

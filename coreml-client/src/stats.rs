@@ -17,7 +17,7 @@ use crate::Priority;
 /// The law `submitted = ok + error + cancelled + expired + rejected + closed` holds exactly when no request is under
 /// way; otherwise the difference is [`in_flight`](Self::in_flight).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Outcomes {
     /// Requests that were handed in.
@@ -128,6 +128,23 @@ impl Latencies {
         Duration::from_nanos(self.0.max())
     }
 
+    /// Counts by upper bounds in nanoseconds, the bounds at most a sixteenth apart: so there are at most 600, however
+    /// the durations lie.
+    #[cfg(feature = "monitor")]
+    pub(crate) fn buckets(&self) -> Vec<(u64, u64)> {
+        let mut buckets: Vec<(u64, u64)> = Vec::new();
+        for step in self.0.iter_recorded() {
+            let (value, count) = (step.value_iterated_to().max(1), step.count_at_value());
+            // All bits below the five highest are set.
+            let bound = value | ((1 << value.ilog2().saturating_sub(4)) - 1);
+            match buckets.last_mut() {
+                Some((last, total)) if *last == bound => *total += count,
+                _ => buckets.push((bound, count)),
+            }
+        }
+        buckets
+    }
+
     /// Adds all of `other`.
     pub fn merge(&mut self, other: &Self) {
         self.0 += &other.0;
@@ -207,7 +224,7 @@ impl Recorder {
 
 /// What a thread of a model is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "lowercase"))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 #[non_exhaustive]
 pub enum WorkerState {
     /// Not started: there was never enough to do.
@@ -290,6 +307,20 @@ pub struct ModelStats {
     pub total_time: Latencies,
     /// The inference threads.
     pub workers: Vec<WorkerStats>,
+}
+
+#[cfg(any(feature = "metrics", feature = "monitor"))]
+impl ModelStats {
+    /// The name of the file tells people which model it is, and the number tells apart those of one name.
+    pub(crate) fn name(&self) -> String {
+        model_name(self.model_ref, &self.path)
+    }
+}
+
+#[cfg(any(feature = "metrics", feature = "monitor"))]
+pub(crate) fn model_name(model_ref: ModelRef, path: &std::path::Path) -> String {
+    let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
+    format!("{stem}#{}", model_ref.as_u64())
 }
 
 #[cfg(feature = "serde")]
@@ -464,6 +495,28 @@ mod tests {
             latencies.record(Duration::from_micros(micros));
             let error = latencies.quantile(0.5).as_secs_f64() / (micros as f64 * 1e-6) - 1.0;
             assert!(error.abs() <= 1e-3, "{micros} µs came back off by {error}");
+        }
+    }
+
+    #[cfg(feature = "monitor")]
+    #[test]
+    fn buckets_hold_everything_within_a_sixteenth() {
+        let mut latencies = Latencies::new();
+        let mut value = 1_u64;
+        while value < Latencies::HIGH {
+            latencies.record(Duration::from_nanos(value));
+            value += value.div_ceil(100);
+        }
+        let buckets = latencies.buckets();
+        assert!(buckets.len() <= 600, "{} buckets", buckets.len());
+        assert!(buckets.is_sorted_by(|a, b| a.0 < b.0), "{buckets:?}");
+        assert_eq!(buckets.iter().map(|(_, count)| count).sum::<u64>(), latencies.count());
+        for value in [1, 15, 16, 17, 1_000, 123_456_789] {
+            let mut one = Latencies::new();
+            one.record(Duration::from_nanos(value));
+            let [(bound, 1)] = one.buckets()[..] else { panic!("one bucket") };
+            // The histogram itself rounds up to three digits.
+            assert!(bound >= value && bound as f64 <= value as f64 * 1.064, "{value} is below {bound}");
         }
     }
 

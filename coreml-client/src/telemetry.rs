@@ -46,16 +46,13 @@ mod on {
 
     use super::*;
     use crate::runtime::Runtime;
-    use crate::stats::{ModelCounts, ModelStats, WorkerState};
+    use crate::stats::{ModelCounts, ModelStats, WorkerState, model_name};
     use crate::timer::Timer;
     use crate::{MemoryPressure, Outcomes, Priority};
 
     const PERIOD: Duration = Duration::from_secs(1);
 
-    /// The name of the file tells people which model it is, and the number tells apart those of one name.
-    fn labels(model_ref: ModelRef, version: u64, path: &Path) -> [Label; 2] {
-        let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
-        let model = format!("{stem}#{}", model_ref.as_u64());
+    fn labels(model: String, version: u64) -> [Label; 2] {
         [Label::new("model", model), Label::new("version", version.to_string())]
     }
 
@@ -74,7 +71,7 @@ mod on {
 
     impl VersionMetrics {
         pub(crate) fn new(model_ref: ModelRef, version: u64, path: &Path) -> Self {
-            let labels = labels(model_ref, version, path).to_vec();
+            let labels = labels(model_name(model_ref, path), version).to_vec();
             Self {
                 queue: histogram!("coreml_queue_duration_seconds", labels.clone()),
                 predict: histogram!("coreml_predict_duration_seconds", labels.clone()),
@@ -142,7 +139,7 @@ mod on {
     }
 
     fn publish_model(model: &ModelStats) {
-        let labels = labels(model.model_ref, model.version, &model.path);
+        let labels = labels(model.name(), model.version);
         for priority in Priority::ALL {
             let Outcomes { submitted: _, ok, error, cancelled, expired, rejected, closed } =
                 model.outcomes[priority.index()];
