@@ -54,3 +54,8 @@ async fn main() -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[test]
+fn runs() {
+    main().expect("the example works");
+}
