@@ -1,6 +1,6 @@
 //! What an inference thread runs on: the bridge, or a stand-in in the tests of this crate.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,6 +15,17 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Whether it can be told how many threads to use inside one prediction.
     fn takes_threads(&self) -> bool;
     fn instantiate(&self, model_ref: ModelRef, path: &Path, config: &Config) -> Result<Box<dyn Instance>>;
+
+    /// Its name and version, and the build of the system: what it compiles is of use to the same only. `None`: it does not
+    /// compile.
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
+    /// Compiles a model into a folder; gives the path.
+    fn compile(&self, source: &Path, _folder: &Path) -> Result<PathBuf> {
+        Ok(source.to_owned())
+    }
 }
 
 /// One thread's own instance of a model.
@@ -33,6 +44,16 @@ impl Backend for Bridge {
         let description = Arc::new(handle.description().clone());
         coreml_bridge::register_model_as(model_ref, handle);
         Ok(Box::new(Registered { model_ref, description }))
+    }
+
+    fn identity(&self) -> Option<String> {
+        // Without them entries of another build could be taken for its own.
+        let info = self.info().ok()?;
+        Some(format!("{}\n{}\n{}", info.name, info.version, info.system))
+    }
+
+    fn compile(&self, source: &Path, folder: &Path) -> Result<PathBuf> {
+        (*self).compile(source, Some(folder))
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use coreml_bridge::{Bridge, Config, ModelDescription, ModelRef};
 
 use crate::backend::Backend;
+use crate::compiled::Cached;
 use crate::inference;
 use crate::limits::Limit;
 use crate::queue::WhenFull;
@@ -16,8 +17,9 @@ use crate::runtime::{IntraOp, Loaded, Runtime, Settings};
 use crate::tokens::Tokens;
 use crate::version::{Denied, Retry, Service};
 use crate::{
-    ComputeUnit, Error, Inference, InferenceMessage, InferenceRequest, Limits, Load, MemoryPressure,
-    ModelSource, Permit, Pinned, Priority, Refused, Report, Result, Serial, Shutdown, Stats, Swap,
+    CompiledCache, ComputeUnit, Error, Inference, InferenceMessage, InferenceRequest, Limits, Load,
+    MemoryPressure, ModelSource, Permit, Pinned, Priority, Refused, Report, Result, Serial, Shutdown, Stats,
+    Swap,
 };
 
 /// Runs Core ML models for any number of tasks and threads.
@@ -433,6 +435,7 @@ impl fmt::Debug for ModelClient {
 #[must_use = "`build` makes the client"]
 pub struct ModelClientBuilder {
     backend: Option<Arc<dyn Backend>>,
+    compiled_cache: Option<CompiledCache>,
     threads: Option<usize>,
     intra_op_threads: IntraOp,
     total: Limit,
@@ -451,6 +454,7 @@ impl ModelClientBuilder {
     fn new() -> Self {
         Self {
             backend: None,
+            compiled_cache: None,
             threads: None,
             intra_op_threads: IntraOp::Share,
             total: Limit { jobs: Limits::DEFAULT_JOBS, bytes: Limits::DEFAULT_BYTES },
@@ -469,6 +473,13 @@ impl ModelClientBuilder {
     /// Who runs the models; by default [`Bridge::platform`].
     pub fn bridge(mut self, bridge: Bridge) -> Self {
         self.backend = Some(Arc::new(bridge));
+        self
+    }
+
+    /// Keeps what the bridge compiles on disk, so that a model is compiled once and not at each load. By default nothing is
+    /// kept. Worth it with Core ML only: the portable engine has nothing to compile.
+    pub fn compiled_cache(mut self, cache: CompiledCache) -> Self {
+        self.compiled_cache = Some(cache);
         self
     }
 
@@ -570,6 +581,10 @@ impl ModelClientBuilder {
         let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let threads = self.threads.unwrap_or(cores.min(4));
         let backend = self.backend.unwrap_or_else(|| Arc::new(Bridge::platform()));
+        let backend = match self.compiled_cache {
+            Some(cache) => Arc::new(Cached::new(backend, cache)),
+            None => backend,
+        };
         let settings = Settings {
             backend,
             service: Service {
@@ -593,6 +608,7 @@ impl fmt::Debug for ModelClientBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             backend: _,
+            compiled_cache,
             threads,
             intra_op_threads,
             total,
@@ -607,6 +623,7 @@ impl fmt::Debug for ModelClientBuilder {
             units,
         } = self;
         f.debug_struct("ModelClientBuilder")
+            .field("compiled_cache", compiled_cache)
             .field("threads", threads)
             .field("intra_op_threads", intra_op_threads)
             .field("total", total)

@@ -77,6 +77,7 @@
 mod backend;
 mod batch;
 mod client;
+mod compiled;
 mod error;
 mod inference;
 mod limits;
@@ -103,6 +104,7 @@ mod tokens;
 mod version;
 
 pub use client::{ModelClient, ModelClientBuilder, load_model, load_model_async};
+pub use compiled::CompiledCache;
 #[doc(no_inline)]
 pub use coreml_bridge::{
     Bridge, ComputeUnits, Config, Dtype, Features, Image, ModelDescription, ModelRef, Tensor, Value,

@@ -227,3 +227,10 @@ pub(crate) fn event(what: &'static str, model_ref: ModelRef, error: Option<&crat
         Some(error) => tracing::warn!(model = %model_ref, error = error as &dyn std::error::Error, "{what}"),
     }
 }
+
+/// The cache of compiled models could not be used; the model is loaded without it.
+#[allow(unused_variables, reason = "without tracing nobody is told")]
+pub(crate) fn cache_failed(source: &std::path::Path, error: &std::io::Error) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(path = %source.display(), error = error as &dyn std::error::Error, "no cached model");
+}

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -124,6 +125,8 @@ pub struct Counts {
 pub(crate) type Compute = dyn Fn(&Features, &mut Features) -> Result<Features, String> + Send + Sync;
 /// Decides what the n-th call of `model_predict`, from 0, does.
 pub(crate) type Plan = dyn Fn(u64) -> Outcome + Send + Sync;
+/// Compiles the model at a path into a folder; gives the path.
+pub(crate) type Compile = dyn Fn(&Path, &Path) -> Result<PathBuf, String> + Send + Sync;
 /// Knows the description of the model at a path, if there is a model.
 pub(crate) type Describe = dyn Fn(&str) -> Option<String> + Send + Sync;
 
@@ -135,6 +138,7 @@ pub(crate) struct Fake {
     pub(crate) behaviour: Mutex<Behaviour>,
     pub(crate) plan: Mutex<Option<Arc<Plan>>>,
     pub(crate) describe: Box<Describe>,
+    pub(crate) compile: Box<Compile>,
     pub(crate) compute: Box<Compute>,
     pub(crate) load_gate: Gate,
     pub(crate) predict_gate: Gate,
@@ -161,6 +165,7 @@ pub struct FakeBridge {
 /// How a fake is made; see [`FakeBridge::builder`].
 pub struct Builder {
     describe: Box<Describe>,
+    compile: Box<Compile>,
     compute: Box<Compute>,
     behaviour: Behaviour,
     table: Box<dyn FnOnce(&mut CmlBridge)>,
@@ -185,6 +190,7 @@ impl FakeBridge {
     pub fn builder() -> Builder {
         Builder {
             describe: Box::new(|_| Some(DOUBLER.to_owned())),
+            compile: Box::new(|_, folder| Ok(folder.join("compiled.mlmodelc"))),
             compute: Box::new(|inputs, _| {
                 let x = inputs.tensor("x").map_err(|error| error.to_string())?;
                 let doubled = x.iter::<f32>().map_err(|error| error.to_string())?.map(|x| 2.0 * x);
@@ -319,6 +325,17 @@ impl Builder {
         self
     }
 
+    /// What `model_compile` does with the model at a path and a folder; gives the path of what it made, or the reason why it
+    /// made nothing. Without a word it makes no file, and says that it made `compiled.mlmodelc`.
+    #[must_use]
+    pub fn compile(
+        mut self,
+        compile: impl Fn(&Path, &Path) -> Result<PathBuf, String> + Send + Sync + 'static,
+    ) -> Builder {
+        self.compile = Box::new(compile);
+        self
+    }
+
     /// How models compute. An error is what `model_predict` fails with.
     #[must_use]
     pub fn compute(
@@ -355,13 +372,14 @@ impl Builder {
     /// Makes the fake. It lives as long as the process, for so do tables.
     #[must_use]
     pub fn build(self) -> FakeBridge {
-        let Builder { describe, compute, behaviour, table: change } = self;
+        let Builder { describe, compile, compute, behaviour, table: change } = self;
         let fake: &'static Fake = Objects::install(|objects| Fake {
             objects,
             table: OnceLock::new(),
             behaviour: Mutex::new(behaviour),
             plan: Mutex::new(None),
             describe,
+            compile,
             compute,
             load_gate: Gate::default(),
             predict_gate: Gate::default(),

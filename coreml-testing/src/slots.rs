@@ -596,7 +596,9 @@ unsafe extern "C" fn model_compile(
             return Err(Failure::Status(CML_NOT_FOUND, format!("there is no model at {source}")));
         }
         let folder = if folder.is_empty() { "fake-temporary" } else { folder };
-        let result = format!("{folder}/compiled.mlmodelc");
+        let result = (fake.compile)(source.as_ref(), folder.as_ref());
+        let result = result.map_err(|reason| Failure::Status(CML_FRAMEWORK, reason))?;
+        let result = result.to_str().ok_or_else(|| invalid("the path is not UTF-8"))?.to_owned();
         // SAFETY: the caller gives its own out-pointer.
         unsafe { set(path, hand_out::<CmlBlob>(fake, result.into_bytes())) };
         Ok(())
