@@ -57,6 +57,11 @@ impl ModelClient {
     }
 
     /// Configures a runtime of its own.
+    ///
+    /// ```
+    /// let client = coreml_client::ModelClient::builder().threads(2).build();
+    /// assert!(client.stats().models.is_empty());
+    /// ```
     pub fn builder() -> ModelClientBuilder {
         ModelClientBuilder::new()
     }
@@ -90,6 +95,17 @@ impl ModelClient {
     ///
     /// # Errors
     /// As [`load_model`](Self::load_model).
+    ///
+    /// ```
+    /// use coreml_client::{ComputeUnits, Config, ModelClient};
+    ///
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// let client = ModelClient::builder().build();
+    /// let on_cpu = Config { compute_units: ComputeUnits::CpuOnly, ..Config::default() };
+    /// let model_ref = client.load_model_with(path, on_cpu)?;
+    /// assert_ne!(client.load_model(path)?, model_ref); // another configuration is another model
+    /// # Ok::<(), coreml_client::Error>(())
+    /// ```
     pub fn load_model_with(&self, path: impl AsRef<Path>, config: Config) -> Result<ModelRef> {
         let (sender, receiver) = mpsc::sync_channel(1);
         let done = Box::new(move |result| {
@@ -108,6 +124,16 @@ impl ModelClient {
     ///
     /// # Cancel safety
     /// Dropping the future neither stops the load nor restarts it.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// let client = coreml_client::ModelClient::builder().build();
+    /// let (first, second) = tokio::join!(client.load_model_async(path), client.load_model_async(path));
+    /// assert_eq!(first?, second?); // one load
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn load_model_async<P: Into<PathBuf>>(
         &self,
         path: P,
@@ -122,6 +148,19 @@ impl ModelClient {
     ///
     /// # Cancel safety
     /// Dropping the future neither stops the load nor restarts it.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// use coreml_client::{Config, ModelClient};
+    ///
+    /// let client = ModelClient::builder().build();
+    /// let main = Config { function: Some("main".to_owned()), ..Config::default() };
+    /// let model_ref = client.load_model_with_async(path, main).await?;
+    /// # drop(model_ref);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn load_model_with_async<P: Into<PathBuf>>(
         &self,
         path: P,
@@ -185,6 +224,17 @@ impl ModelClient {
     ///
     /// # Errors
     /// [`Error::ModelNotFound`], [`Error::Evicted`], [`Error::ShutDown`].
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// let pinned = client.pin(model_ref)?;
+    /// assert_eq!(pinned.model_ref(), model_ref);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn pin(&self, model_ref: ModelRef) -> Result<Pinned> {
         Pinned::new(Arc::clone(self.runtime()), model_ref)
     }
@@ -194,12 +244,37 @@ impl ModelClient {
     ///
     /// # Errors
     /// [`Error::ModelNotFound`], [`Error::Evicted`], [`Error::ShutDown`].
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// client.set_memory(model_ref, 12 << 20)?; // measured by other means
+    /// assert_eq!(client.stats().models_total.memory, 12 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn set_memory(&self, model_ref: ModelRef, bytes: usize) -> Result<()> {
         self.runtime().set_memory(model_ref, bytes)
     }
 
     /// Tells how short of memory the system is. On Apple's systems that is for the program to hear (it has the dispatch
     /// source, or the app's delegate); for Linux see [`MemoryPressure::of_system`].
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// use coreml_client::MemoryPressure;
+    ///
+    /// client.set_memory_pressure(MemoryPressure::Critical);
+    /// assert!(client.load("another.mlpackage").await.is_err());
+    /// client.set_memory_pressure(MemoryPressure::Normal);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn set_memory_pressure(&self, pressure: MemoryPressure) {
         self.runtime().set_pressure(pressure);
     }
@@ -249,6 +324,8 @@ impl ModelClient {
     ///
     /// # Errors
     /// [`Error::NoRollback`] if there was none, or it had to go; [`Error::ModelNotFound`], [`Error::ShutDown`].
+    ///
+    /// See [`swap`](Self::swap) for an example.
     pub fn rollback(&self, model_ref: ModelRef) -> Result<u64> {
         self.runtime().rollback(model_ref)
     }
@@ -292,6 +369,17 @@ impl ModelClient {
     ///
     /// # Errors
     /// [`Error::ModelNotFound`], [`Error::ShutDown`].
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// client.unload(model_ref)?;
+    /// assert!(client.unload(model_ref).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn unload(&self, model_ref: ModelRef) -> Result<()> {
         self.runtime().unload(model_ref)
     }
@@ -300,6 +388,17 @@ impl ModelClient {
     ///
     /// # Errors
     /// [`Error::ModelNotFound`], [`Error::ShutDown`].
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// let description = client.description(model_ref)?;
+    /// assert_eq!(description.inputs[0].name, "image");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn description(&self, model_ref: ModelRef) -> Result<Arc<ModelDescription>> {
         let version = self.runtime().version(model_ref)?;
         // A model is not published before its first instance has described itself.
@@ -331,6 +430,26 @@ impl ModelClient {
     ///
     /// # Errors
     /// [`Refused`], with the request, for [`Error::QueueFull`] and all other reasons not to take it in.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// # let image = coreml_client::Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+    /// # let inputs = coreml_client::Features::new().with("image", image);
+    /// use coreml_client::{Error, InferenceRequest};
+    ///
+    /// match client.try_enqueue(InferenceRequest::new(model_ref, inputs)) {
+    ///     Ok(inference) => drop(inference.await?),
+    ///     Err(refused) if matches!(refused.source, Error::QueueFull { .. }) => {
+    ///         println!("later, or elsewhere: {:?}", refused.request);
+    ///     }
+    ///     Err(refused) => return Err(refused.into()),
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[allow(
         clippy::result_large_err,
         reason = "the request goes back by value: under overload an allocation hurts most"
@@ -344,6 +463,23 @@ impl ModelClient {
     ///
     /// # Errors
     /// The message, for [`Error::QueueFull`] and all other reasons not to take it in.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// # let image = coreml_client::Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+    /// # let inputs = coreml_client::Features::new().with("image", image);
+    /// use coreml_client::{InferenceMessage, InferenceRequest};
+    ///
+    /// let (message, answer) = InferenceMessage::new(InferenceRequest::new(model_ref, inputs));
+    /// client.try_send(message).map_err(|(error, _message)| error)?;
+    /// let result = answer.await??;
+    /// assert_eq!(result.model_ref, model_ref);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[allow(
         clippy::result_large_err,
         reason = "the message goes back by value: under overload an allocation hurts most"
@@ -367,6 +503,18 @@ impl ModelClient {
     }
 
     /// What the runtime has done.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// let stats = client.stats();
+    /// assert_eq!(stats.models_total.loads_ok, 1);
+    /// println!("{stats}");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn stats(&self) -> Stats {
         self.runtime().stats()
     }
@@ -421,13 +569,22 @@ impl fmt::Debug for ModelClient {
 /// ```
 /// use std::time::Duration;
 ///
-/// use coreml_client::{ModelClient, Priority};
+/// use coreml_client::{Bridge, ComputeUnit, ModelClient, Priority, Serial};
 ///
 /// let client = ModelClient::builder()
+///     .bridge(Bridge::platform())
 ///     .threads(2)
+///     .intra_op_threads(1)
 ///     .max_queued(128)
+///     .max_queued_bytes(32 << 20)
 ///     .max_queued_of(Priority::Low, 32, 16 << 20)
+///     .fairness(8)
 ///     .default_timeout(Duration::from_secs(2))
+///     .refuse_hopeless()
+///     .memory_budget(512 << 20)
+///     .max_concurrent(ComputeUnit::NeuralEngine, 1)
+///     .serialize(Serial::PerModel)
+///     .stop_grace(Duration::from_secs(5))
 ///     .build();
 /// # drop(client);
 /// ```
@@ -644,6 +801,8 @@ impl fmt::Debug for ModelClientBuilder {
 ///
 /// # Errors
 /// As [`ModelClient::load_model`].
+///
+/// See the [crate's documentation](crate) for an example.
 pub fn load_model(path: impl AsRef<Path>) -> Result<ModelRef> {
     ModelClient::new().load_model(path)
 }
@@ -655,6 +814,15 @@ pub fn load_model(path: impl AsRef<Path>) -> Result<ModelRef> {
 ///
 /// # Cancel safety
 /// Dropping the future neither stops the load nor restarts it.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+/// let model_ref = coreml_client::load_model_async(path).await?;
+/// # drop(model_ref);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 pub fn load_model_async<P: Into<PathBuf>>(
     path: P,
 ) -> impl Future<Output = Result<ModelRef>> + Send + 'static + use<P> {

@@ -13,6 +13,23 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Why a request has no outputs, or a model could not be loaded.
 ///
 /// Cheap to clone: one failed load answers everyone who waited for it.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+/// use coreml_client::{Error, InferenceRequest};
+///
+/// let client = coreml_client::ModelClient::builder().build();
+/// let model_ref = client.load(path).await?;
+/// let nothing = coreml_client::Features::new();
+/// match client.enqueue_inference(InferenceRequest::new(model_ref, nothing)).await {
+///     Err(Error::Predict { source, .. }) => println!("the inputs are wrong: {source}"),
+///     Err(Error::QueueFull { .. } | Error::DeadlineExceeded { .. }) => println!("too much to do"),
+///     other => unreachable!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -161,6 +178,24 @@ pub enum Error {
 }
 
 /// How far a request had come.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+/// # let client = coreml_client::ModelClient::builder().build();
+/// # let model_ref = client.load(path).await?;
+/// # let image = coreml_client::Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+/// # let inputs = coreml_client::Features::new().with("image", image);
+/// use std::time::Instant;
+///
+/// use coreml_client::{Error, InferenceRequest, Stage};
+///
+/// let request = InferenceRequest::new(model_ref, inputs).deadline(Instant::now());
+/// let error = client.enqueue_inference(request).await.unwrap_err();
+/// assert!(matches!(error, Error::DeadlineExceeded { stage: Stage::Admission }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stage {
@@ -183,6 +218,8 @@ impl fmt::Display for Stage {
 }
 
 /// A request that was not let in, with the request, inputs and all, for another try.
+///
+/// See [`ModelClient::try_enqueue`](crate::ModelClient::try_enqueue) for an example.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("request refused")]
 pub struct Refused {

@@ -22,6 +22,22 @@ use crate::{Error, InferenceMessage, InferenceRequest, Refused, Result};
 /// Dropping it gives the request up. If the request has not started, it never will: when `drop` returns, its inputs
 /// are freed and its place in the queue is another's. A prediction under way finishes, and its outputs are dropped on the
 /// inference thread.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+/// # let client = coreml_client::ModelClient::builder().build();
+/// # let model_ref = client.load(path).await?;
+/// # let image = coreml_client::Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+/// # let inputs = coreml_client::Features::new().with("image", image);
+/// use coreml_client::InferenceRequest;
+///
+/// let inference = client.enqueue_inference(InferenceRequest::new(model_ref, inputs));
+/// let id = inference.id();
+/// assert_eq!(inference.await?.id, id);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[must_use = "nothing is handed in before the future is polled, and dropping it gives the request up"]
 pub struct Inference {
     id: Uuid,

@@ -72,6 +72,24 @@
 //! * Nothing blocks a thread of the executor, and no particular executor is needed.
 //!
 //! A crash inside Core ML is beyond this: it takes the process with it.
+//!
+//! # Everything on one page
+//!
+//! | to | there is |
+//! |---|---|
+//! | make a client | [`ModelClient::new`] for the process's runtime, [`ModelClient::builder`] ([`ModelClientBuilder`]) for one with limits of its own |
+//! | load a model | [`load`](ModelClient::load) ([`Load`], [`LoadStage`], [`ModelSource`]), in short [`load_model`], [`load_model_async`] and their forms [`with`](ModelClient::load_model_with_async) a [`Config`]; [`unload`](ModelClient::unload), [`description`](ModelClient::description) |
+//! | ask it | [`enqueue_inference`](ModelClient::enqueue_inference) ([`InferenceRequest`] in, [`Inference`] to await, [`InferenceResult`] out); [`Priority`], [`deadline`](InferenceRequest::deadline) |
+//! | ask without waiting for room | [`try_enqueue`](ModelClient::try_enqueue) ([`Refused`]), [`try_send`](ModelClient::try_send) ([`InferenceMessage`]) |
+//! | take a place first, build the inputs then | [`reserve`](ModelClient::reserve) ([`Permit`]) |
+//! | make several predictions in a row, or many in one | [`Procedure`]; [`Batching`] |
+//! | replace a model under load | [`swap`](ModelClient::swap) ([`Swap`], [`Trial`]), [`rollback`](ModelClient::rollback) |
+//! | bound memory | [`memory_budget`](ModelClientBuilder::memory_budget), [`pin`](ModelClient::pin) and [`load_pinned`](ModelClient::load_pinned) ([`Pinned`]), [`set_memory`](ModelClient::set_memory), [`set_memory_pressure`](ModelClient::set_memory_pressure) ([`MemoryPressure`]) |
+//! | bound what runs at once | [`threads`](ModelClientBuilder::threads), [`max_concurrent`](ModelClientBuilder::max_concurrent) ([`ComputeUnit`]), [`serialize`](ModelClientBuilder::serialize) ([`Serial`]) |
+//! | compile once | [`compiled_cache`](ModelClientBuilder::compiled_cache) ([`CompiledCache`]) |
+//! | watch | [`stats`](ModelClient::stats) ([`Stats`], [`ModelStats`], [`WorkerStats`], [`Outcomes`], [`Latencies`], [`ModelCounts`]); features `metrics`, `tracing`, `serde`, and `monitor` for `coreml top` |
+//! | stop | [`shutdown`](ModelClient::shutdown) ([`Shutdown`], [`Report`]) |
+//! | know what went wrong | [`Error`], and [`Stage`] for a deadline |
 #![forbid(unsafe_code)]
 
 mod backend;

@@ -15,6 +15,8 @@ use crate::{Error, Result};
 ///
 /// # Cancel safety
 /// Dropping it neither stops the load nor restarts it.
+///
+/// See [`stages`](Self::stages) for an example.
 #[must_use = "a load begins when it is polled"]
 pub struct Load {
     begun: Option<(Arc<Runtime>, ModelSource)>,

@@ -1,6 +1,8 @@
 use std::fmt;
 
 /// How short of memory the system is; see [`ModelClient::set_memory_pressure`](crate::ModelClient::set_memory_pressure).
+///
+/// See [`of_system`](Self::of_system) for an example.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MemoryPressure {
     /// It is not.

@@ -12,6 +12,8 @@ use crate::{Inference, InferenceRequest, Priority, Refused, Result};
 ///
 /// It counts as a request that was handed in; dropping it gives the place back, and counts as a cancelled one. When the
 /// model is swapped or unloaded the place is lost, and the request is treated as one that comes without.
+///
+/// See [`ModelClient::reserve`](crate::ModelClient::reserve) for an example.
 #[must_use = "dropping it gives the place back"]
 pub struct Permit {
     runtime: Arc<Runtime>,
@@ -96,6 +98,8 @@ impl Drop for Place {
 }
 
 /// Keeps a model in memory: it is not evicted while this lives.
+///
+/// See [`ModelClient::load_pinned`](crate::ModelClient::load_pinned) for an example.
 #[must_use = "dropping it lets the model be evicted"]
 pub struct Pinned {
     runtime: Arc<Runtime>,

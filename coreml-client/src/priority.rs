@@ -5,6 +5,13 @@ use std::fmt;
 /// A thread takes the oldest request of the highest class that has one; on every eighth occasion (see
 /// [`ModelClientBuilder::fairness`](crate::ModelClientBuilder::fairness)) it takes the oldest of all, so that no class
 /// starves: a request with `k` older ones before it starts after at most `8 (k + 1)` others.
+///
+/// ```
+/// use coreml_client::Priority;
+///
+/// assert_eq!(Priority::default(), Priority::Normal);
+/// assert_eq!(Priority::ALL.map(|priority| priority.to_string()), ["high", "normal", "low"]);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "lowercase"))]
 pub enum Priority {

@@ -152,6 +152,23 @@ impl fmt::Debug for Procedure {
 }
 
 /// What a prediction gave.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+/// # let client = coreml_client::ModelClient::builder().build();
+/// # let model_ref = client.load(path).await?;
+/// # let image = coreml_client::Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+/// # let inputs = coreml_client::Features::new().with("image", image);
+/// use coreml_client::InferenceRequest;
+///
+/// let result = client.enqueue_inference(InferenceRequest::new(model_ref, inputs)).await?;
+/// let probabilities = result.outputs.tensor("probabilities")?;
+/// assert_eq!((probabilities.shape(), result.version), (&[1, 10][..], 1));
+/// println!("waited {:?}, took {:?}", result.timings.queue, result.timings.predict);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct InferenceResult {
@@ -170,6 +187,8 @@ pub struct InferenceResult {
 }
 
 /// Where the time of a request went.
+///
+/// See [`InferenceResult`] for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InferenceTimings {
@@ -183,6 +202,8 @@ pub struct InferenceTimings {
 
 /// A request on its way, with the way back for its answer: what [`ModelClient::try_send`](crate::ModelClient::try_send)
 /// takes, for those who have a channel rather than a future to wait with.
+///
+/// See [`ModelClient::try_send`](crate::ModelClient::try_send) for an example.
 #[derive(Debug)]
 pub struct InferenceMessage {
     /// Comes back in the result.

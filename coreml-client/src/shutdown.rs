@@ -1,6 +1,8 @@
 use std::time::Instant;
 
 /// How a runtime is shut down.
+///
+/// See [`ModelClient::shutdown`](crate::ModelClient::shutdown) for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shutdown {
     /// Requests that have been handed in are still served, until `deadline`; then as [`Abort`](Self::Abort).
@@ -13,6 +15,8 @@ pub enum Shutdown {
 }
 
 /// What became of everything when a runtime was shut down.
+///
+/// See [`ModelClient::shutdown`](crate::ModelClient::shutdown) for an example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {

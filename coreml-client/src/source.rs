@@ -25,6 +25,25 @@ use coreml_bridge::{Config, Features};
 /// # Ok::<(), coreml_client::Error>(())
 /// # }).unwrap();
 /// ```
+///
+/// Everything that can be said:
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use coreml_client::{Batching, ComputeUnits, Config, Features, ModelSource, Tensor};
+///
+/// let sample = Features::new().with("image", Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?);
+/// let source = ModelSource::new("model.mlpackage")
+///     .config(Config { compute_units: ComputeUnits::CpuAndNeuralEngine, ..Config::default() })
+///     .default_timeout(Duration::from_secs(2))
+///     .memory(64 << 20)
+///     .warm_up(sample)
+///     .batching(Batching { max_batch: 8, max_delay: Duration::ZERO })
+///     .refuse_over_budget();
+/// # drop(source);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct ModelSource {
     pub(crate) path: PathBuf,
@@ -149,6 +168,8 @@ pub struct Batching {
 }
 
 /// How far a load has come; see [`Load::stage`](crate::Load::stage).
+///
+/// See [`Load::stages`](crate::Load::stages) for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum LoadStage {

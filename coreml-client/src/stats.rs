@@ -16,6 +16,23 @@ use crate::Priority;
 ///
 /// The law `submitted = ok + error + cancelled + expired + rejected + closed` holds exactly when no request is under
 /// way; otherwise the difference is [`in_flight`](Self::in_flight).
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+/// # let client = coreml_client::ModelClient::builder().build();
+/// # let model_ref = client.load(path).await?;
+/// # let image = coreml_client::Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+/// # let inputs = coreml_client::Features::new().with("image", image);
+/// use coreml_client::InferenceRequest;
+///
+/// client.enqueue_inference(InferenceRequest::new(model_ref, inputs)).await?;
+/// let outcomes = client.stats().outcomes;
+/// assert_eq!((outcomes.submitted, outcomes.ok), (1, 1));
+/// assert_eq!((outcomes.settled(), outcomes.in_flight()), (1, 0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -78,6 +95,27 @@ impl std::iter::Sum for Outcomes {
 }
 
 /// A distribution of durations up to 1 h, to three digits or a nanosecond. Its size does not depend on how many it holds.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+/// # let client = coreml_client::ModelClient::builder().build();
+/// # let model_ref = client.load(path).await?;
+/// # let image = coreml_client::Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+/// # let inputs = coreml_client::Features::new().with("image", image);
+/// use coreml_client::InferenceRequest;
+///
+/// for _ in 0..10 {
+///     client.enqueue_inference(InferenceRequest::new(model_ref, inputs.clone())).await?;
+/// }
+/// let mut latencies = client.stats().models[0].total_time.clone();
+/// assert_eq!(latencies.count(), 10);
+/// assert!(latencies.quantile(0.5) <= latencies.quantile(0.99) && latencies.mean() <= latencies.max());
+/// latencies.merge(&client.stats().models[0].queue_time);
+/// assert_eq!(latencies.count(), 20);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone, PartialEq)]
 pub struct Latencies(Histogram<u64>);
 
@@ -223,6 +261,8 @@ impl Recorder {
 }
 
 /// What a thread of a model is doing.
+///
+/// See [`WorkerStats`] for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 #[non_exhaustive]
@@ -257,6 +297,20 @@ impl fmt::Display for WorkerState {
 }
 
 /// One inference thread.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+/// # let client = coreml_client::ModelClient::builder().build();
+/// # let model_ref = client.load(path).await?;
+/// use coreml_client::WorkerState;
+///
+/// let stats = client.stats();
+/// let started = stats.models[0].workers.iter().filter(|worker| worker.state != WorkerState::Unstarted);
+/// assert_eq!(started.count(), 1); // the one that loaded the model
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -270,6 +324,18 @@ pub struct WorkerStats {
 }
 
 /// One model.
+///
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+/// # let client = coreml_client::ModelClient::builder().build();
+/// # let model_ref = client.load(path).await?;
+/// let model = &client.stats().models[0];
+/// assert_eq!((model.model_ref, model.version, model.evicted), (model_ref, 1, false));
+/// assert_eq!(model.depth, [0; 3]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -329,6 +395,8 @@ fn as_string<S: serde::Serializer>(value: &impl fmt::Display, serializer: S) -> 
 }
 
 /// Loads, swaps and evictions of a runtime.
+///
+/// See [`ModelClient::stats`](crate::ModelClient::stats) for an example.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

@@ -16,6 +16,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) type Check = Box<dyn FnOnce(&mut Trial<'_>) -> Result<(), BoxError> + Send>;
 
 /// A swap to be made, see [`ModelClient::swap`](crate::ModelClient::swap). It begins when it is awaited.
+///
+/// See [`ModelClient::swap`](crate::ModelClient::swap) for an example.
 #[must_use = "a swap begins when it is awaited"]
 pub struct Swap {
     runtime: Arc<Runtime>,
@@ -64,6 +66,8 @@ impl IntoFuture for Swap {
 }
 
 /// An instance of a version that is not published yet.
+///
+/// See [`ModelClient::swap`](crate::ModelClient::swap) for an example.
 pub struct Trial<'a> {
     model_ref: ModelRef,
     instance: &'a mut dyn Instance,

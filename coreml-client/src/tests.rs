@@ -14,7 +14,8 @@ use coreml_bridge::{Config, Features, ModelDescription, ModelRef, Tensor, Timing
 use tokio::sync::oneshot;
 
 use crate::backend::{Backend, Instance};
-use crate::version::Retry;
+use crate::queue::WhenFull;
+use crate::version::{Denied, Retry};
 use crate::{
     Error, InferenceMessage, InferenceRequest, InferenceResult, ModelClient, Priority, Result, Shutdown,
     Stage,
@@ -666,6 +667,25 @@ fn unloading_serves_what_was_handed_in_then_frees_the_instances_and_keeps_the_co
     let outcomes = client.stats().outcomes;
     assert_eq!((outcomes.submitted, outcomes.ok, outcomes.rejected), (11, 10, 1));
     assert_ne!(client.load_model("model").unwrap(), model_ref);
+}
+
+#[test]
+fn a_request_that_meets_an_unload_half_way_is_told_so_and_counted() {
+    let (client, model_ref) = model(&Double::echo());
+    // It has found its model, and is about to stand in the queue.
+    let version = client.runtime().route(model_ref).unwrap();
+    client.unload(model_ref).unwrap();
+    let (response_sender, _response) = oneshot::channel();
+    let request = InferenceRequest::new(model_ref, number(1));
+    let message = InferenceMessage { id: uuid::Uuid::new_v4(), model_ref, request, response_sender };
+    let refused = version.submit(message, Instant::now(), None, WhenFull::Refuse);
+    let Err((Denied::For(Error::Unloaded { model_ref: told }), _)) = refused else {
+        panic!("it was taken in, or refused for another reason")
+    };
+    assert_eq!(told, model_ref);
+    drop(version);
+    assert_settled(&client);
+    assert_eq!(client.stats().outcomes.closed, 1);
 }
 
 #[test]

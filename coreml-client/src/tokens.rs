@@ -30,6 +30,13 @@ pub enum ComputeUnit {
 }
 
 /// How far predictions exclude each other, see [`ModelClientBuilder::serialize`](crate::ModelClientBuilder::serialize).
+///
+/// ```
+/// use coreml_client::{ModelClient, Serial};
+///
+/// let client = ModelClient::builder().serialize(Serial::PerProcess).build();
+/// # drop(client);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Serial {
     /// Not at all, but for the limits of [`ModelClientBuilder::max_concurrent`](crate::ModelClientBuilder::max_concurrent).

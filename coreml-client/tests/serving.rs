@@ -293,6 +293,33 @@ async fn a_permit_is_a_place_in_the_line_and_survives_a_swap() {
 }
 
 #[tokio::test]
+async fn an_unload_serves_who_is_in_the_line_and_takes_back_what_is_only_reserved() {
+    let fake = FakeBridge::new();
+    let client = ModelClient::builder().bridge(fake.bridge()).threads(1).max_queued(2).build();
+    let model_ref = client.load("model").await.unwrap();
+    fake.predict_gate().close();
+    let running = client.try_enqueue(request(model_ref, 1.0)).unwrap();
+    fake.predict_gate().await_waiting(1);
+    let queued = client.try_enqueue(request(model_ref, 2.0)).unwrap();
+    let permit = client.reserve(model_ref, Priority::Normal, 64).await.unwrap();
+    let waiting = spawned(client.enqueue_inference(request(model_ref, 3.0)));
+    let reserving = spawned(client.reserve(model_ref, Priority::Normal, 4));
+    eventually("two wait for room", || client.stats().models[0].waiting == 2).await;
+    client.unload(model_ref).unwrap();
+    let late = client.enqueue_inference(request(model_ref, 4.0)).await;
+    assert!(matches!(late, Err(Error::ModelNotFound { .. })), "{late:?}");
+    let used = patiently(async { permit.enqueue(request(model_ref, 5.0)).unwrap().await }).await;
+    assert!(matches!(used, Err(Error::ModelNotFound { .. })), "{used:?}");
+    fake.predict_gate().open();
+    assert!(patiently(running).await.is_ok());
+    assert!(patiently(queued).await.is_ok());
+    assert!(patiently(waiting).await.unwrap().is_ok(), "handed in before");
+    let reserved = patiently(reserving).await.unwrap();
+    assert!(matches!(reserved, Err(Error::ModelNotFound { .. })), "{reserved:?}");
+    finish(client, fake).await;
+}
+
+#[tokio::test]
 async fn the_models_own_timeout_goes_before_the_runtimes() {
     let fake = FakeBridge::new();
     let client = ModelClient::builder()
