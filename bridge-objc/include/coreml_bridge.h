@@ -10,7 +10,8 @@
  *       [F] free:    any thread, at any time.
  *       [S] serial:  any thread, but one call at a time per handle. A breach is detected and answered
  *                    CML_BUSY; it is never undefined behaviour.
- *     Releasing a handle while a call on it runs is the one thing the caller must not do.
+ *     Releasing a handle while a call on it runs is the one thing the caller must not do. An asynchronous call is
+ *     running until its completion is called; but it keeps what it uses, so that those handles may be released early.
  *  2. Ownership. An out-handle is +1 and the caller's to release; an in-pointer is borrowed for the call; strings
  *     are copied. On failure every out-handle is NULL and `*error` (if `error` is not NULL) owns the full chain.
  *  3. Nothing unwinds across the table, in either direction: no C++ or Objective-C exception, no Rust panic.
@@ -107,6 +108,7 @@ typedef struct CmlModel CmlModel;   /* a loaded model */
 typedef struct CmlState CmlState;   /* the memory of a stateful model */
 typedef struct CmlValue CmlValue;   /* a feature value, counted */
 typedef struct CmlResult CmlResult; /* the outputs of one prediction */
+typedef struct CmlRequest CmlRequest; /* an asynchronous call, under way or done */
 
 /* UTF-8, borrowed, not NUL-terminated; {NULL, 0} is "none". */
 typedef struct CmlStr {
@@ -202,6 +204,10 @@ typedef void (*CmlReleaseFn)(void *owner);
 typedef void (*CmlTensorBytesFn)(void *context, void *bytes, const CmlTensorDesc *desc);
 /* Sees an image's pixels; valid only until it returns; must not unwind. */
 typedef void (*CmlImageBytesFn)(void *context, void *pixels, const CmlImageDesc *desc);
+/* The end of an asynchronous call whose slot answered CML_OK: exactly once, on any thread, perhaps before the slot
+   returns; must not unwind. What was made, or else the error, is +1 and the receiver's to release. */
+typedef void (*CmlPredictedFn)(void *context, CmlStatus status, CmlResult *result, CmlError *error);
+typedef void (*CmlLoadedFn)(void *context, CmlStatus status, CmlModel *model, CmlError *error);
 
 typedef struct CmlBridge {
   uint32_t abi_version; /* CML_ABI_VERSION */
@@ -284,6 +290,21 @@ typedef struct CmlBridge {
   CmlStatus (*model_predict_batch)(CmlModel *model, size_t n_rows, const CmlStr *names, CmlValue *const *inputs,
                                    size_t n_inputs, const CmlPredictOptions *options, CmlResult **results,
                                    CmlError **error);
+  /* [S] One prediction, without waiting: answers as soon as the arguments are read, and model, state and values are
+     taken until `done` is called. A failure to begin is the slot's answer, and `done` is then never called. No
+     backings. `request` may be NULL if the caller will not cancel. */
+  CmlStatus (*model_predict_async)(CmlModel *model, CmlState *state, const CmlStr *names, CmlValue *const *inputs,
+                                   size_t n_inputs, const CmlPredictOptions *options, CmlPredictedFn done,
+                                   void *context, CmlRequest **request, CmlError **error);
+  /* [F] As model_load, without waiting; the rest as model_predict_async. */
+  CmlStatus (*model_load_async)(void *self, CmlStr path, const CmlConfig *config, CmlLoadedFn done, void *context,
+                                CmlRequest **request, CmlError **error);
+  /* [F] Asks for an early end: the completion gets CML_CANCELLED, unless it was called, or is about to be. A load ends
+     at once, even one that would never end, perhaps within this call; a prediction when the framework has let go of
+     the inputs. */
+  void (*request_cancel)(CmlRequest *request);
+  /* [F] Cancels nothing. */
+  void (*request_release)(CmlRequest *request);
 } CmlBridge;
 
 /* Apple's Core ML through the Objective-C shim. */

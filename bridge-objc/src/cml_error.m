@@ -12,7 +12,7 @@ static NSString *const cml_domain = @"coreml.objc"; /* errors that the shim find
 
 /* ---- handles ---- */
 
-const char cml_tag_model = 0, cml_tag_state = 0, cml_tag_value = 0, cml_tag_result = 0;
+const char cml_tag_model = 0, cml_tag_state = 0, cml_tag_value = 0, cml_tag_result = 0, cml_tag_request = 0;
 
 #ifdef CML_TEST_HOOKS
 _Atomic int cml_test_macos;

@@ -54,7 +54,7 @@ typedef struct CmlHead {
   atomic_size_t count;
 } CmlHead;
 
-extern const char cml_tag_model, cml_tag_state, cml_tag_value, cml_tag_result;
+extern const char cml_tag_model, cml_tag_state, cml_tag_value, cml_tag_result, cml_tag_request;
 
 /* Zeroed memory with an initialised head and a count of 1, or NULL. */
 void *cml_handle_new(size_t size, const void *tag);
@@ -101,6 +101,15 @@ struct CmlState {
   CmlHead head;
   CmlModel *model; /* counted: a state keeps its model, and that its folder */
   id state;        /* MLState, retained */
+};
+
+/* First member of every request. Counted: by the caller, and by the answer that is to come. */
+struct CmlRequest {
+  CmlHead head;
+  atomic_bool cancelled;
+  atomic_bool ended;               /* whoever sets it calls the completion */
+  void (*cancel)(CmlRequest *);    /* what else cancelling does; may be NULL */
+  void (*tear_down)(CmlRequest *); /* gives back what the request holds; may be NULL */
 };
 
 /* ---- errors ---- */
@@ -270,5 +279,15 @@ CmlStatus cml_state_new(CmlModel *model, CmlState **state, CmlError **error);
 CmlStatus cml_state_with_bytes(CmlState *state, CmlStr name, int32_t writable, CmlTensorBytesFn visit, void *context,
                                CmlError **error);
 void cml_state_release(CmlState *state);
+
+CmlStatus cml_model_predict_async(CmlModel *model, CmlState *state, const CmlStr *names, CmlValue *const *inputs,
+                                  size_t n_inputs, const CmlPredictOptions *options, CmlPredictedFn done,
+                                  void *context, CmlRequest **request, CmlError **error);
+
+/* cml_request.m */
+CmlStatus cml_model_load_async(void *self, CmlStr path, const CmlConfig *config, CmlLoadedFn done, void *context,
+                               CmlRequest **request, CmlError **error);
+void cml_request_cancel(CmlRequest *request);
+void cml_request_release(CmlRequest *request);
 
 #endif /* CML_INTERNAL_H */

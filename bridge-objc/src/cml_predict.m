@@ -316,17 +316,22 @@ static CmlStatus cml_call_read(CmlCall *call, CmlModel *model, const CmlStr *nam
   return status == CML_OK ? cml_check_options(call, error) : status;
 }
 
+static CmlStatus cml_check_handles(const CmlModel *model, const CmlState *state, CmlError **error) {
+  if (!cml_is(model, &cml_tag_model)) return cml_fail(error, CML_INVALID_ARGUMENT, "not a model of this bridge");
+  if (state != NULL && (!cml_is(state, &cml_tag_state) || state->model != model)) {
+    return cml_fail(error, CML_INVALID_ARGUMENT, "the state is not one of this model");
+  }
+  return CML_OK;
+}
+
 CmlStatus cml_model_predict(CmlModel *model, CmlState *state, const CmlStr *names, CmlValue *const *inputs,
                             size_t n_inputs, const CmlPredictOptions *options, CmlResult **result, CmlError **error) {
   CML_CLEAR(error);
   if (result == NULL) return cml_fail(error, CML_INVALID_ARGUMENT, "there is no place for the result");
   *result = NULL;
-  if (!cml_is(model, &cml_tag_model)) return cml_fail(error, CML_INVALID_ARGUMENT, "not a model of this bridge");
-  if (state != NULL && (!cml_is(state, &cml_tag_state) || state->model != model)) {
-    return cml_fail(error, CML_INVALID_ARGUMENT, "the state is not one of this model");
-  }
   CmlCall call;
-  CmlStatus status = cml_call_read(&call, model, names, inputs, n_inputs, options, error);
+  CmlStatus status = cml_check_handles(model, state, error);
+  if (status == CML_OK) status = cml_call_read(&call, model, names, inputs, n_inputs, options, error);
   if (status != CML_OK) return status;
   call.state = state;
   call.result = cml_handle_new(sizeof *call.result, &cml_tag_result);
@@ -430,6 +435,168 @@ CmlStatus cml_model_predict_batch(CmlModel *model, size_t n_rows, const CmlStr *
   for (size_t row = 0; row < n_rows && status != CML_OK; row++) {
     cml_result_free(results[row]);
     results[row] = NULL;
+  }
+  return status;
+}
+
+/* ---- without waiting ---- */
+
+typedef struct CmlPrediction {
+  CmlRequest request;
+  CmlCall call; /* values, model and state are counted */
+  CmlValue **values;
+  NSArray<NSString *> *outputs; /* retained */
+  CmlPredictedFn done;
+  void *context;
+  uint64_t start, prepared;
+} CmlPrediction;
+
+static void cml_prediction_tear_down(CmlRequest *request) {
+  CmlPrediction *prediction = (CmlPrediction *)request;
+  CmlCall *call = &prediction->call;
+  if (call->model == NULL) return; /* done before */
+  cml_call_leave(call);
+  for (size_t i = 0; i < call->n_inputs; i++) cml_value_release(prediction->values[i]);
+  free(prediction->values);
+  call->inputs = prediction->values = NULL;
+  call->n_inputs = 0;
+  [prediction->outputs release];
+  prediction->outputs = nil;
+  cml_state_release(call->state);
+  call->state = NULL;
+  cml_model_release(call->model);
+  call->model = NULL;
+  cml_result_free(call->result);
+  call->result = NULL;
+}
+
+/* On a thread of the framework's. The caller's handles are free again before it hears of the end. */
+static void cml_prediction_end(CmlPrediction *prediction, id<MLFeatureProvider> given, NSError *cause) {
+  if (atomic_exchange(&prediction->request.ended, true)) return;
+  CmlCall *call = &prediction->call;
+  CmlStatus status = CML_OK;
+  CmlError *error = NULL;
+  uint64_t answered = cml_now();
+  CML_TRY
+  if (atomic_load(&prediction->request.cancelled)) {
+    status = cml_fail(&error, CML_CANCELLED, "the prediction was cancelled");
+  } else if (given == nil) {
+    status = cml_fail_prediction(&error, cause);
+  } else {
+    status = cml_collect(call, given, prediction->outputs, [NSDictionary dictionary], &error);
+  }
+  CML_CATCH(status, &error)
+  CmlResult *result = NULL;
+  if (status == CML_OK) {
+    result = call->result;
+    call->result = NULL;
+    result->prepare_ns = prediction->prepared - prediction->start;
+    result->run_ns = answered - prediction->prepared;
+    result->collect_ns = cml_now() - answered;
+  }
+  CML_TRY
+  cml_prediction_tear_down(&prediction->request);
+  CML_CATCH(status, (CmlError **)NULL)
+  prediction->done(prediction->context, status, result, error);
+  cml_request_release(&prediction->request); /* the count of this answer */
+}
+
+static CmlStatus cml_prediction_begin(CmlPrediction *prediction, CmlError **error) {
+  CmlCall *call = &prediction->call;
+  NSArray<NSString *> *names = nil;
+  MLDictionaryFeatureProvider *inputs = nil;
+  MLPredictionOptions *plain = [[[MLPredictionOptions alloc] init] autorelease];
+  CmlStatus status = cml_features(call, &inputs, error);
+  if (status == CML_OK) status = cml_wanted(call, &names, error);
+  if (status != CML_OK) return status;
+  prediction->outputs = [names retain];
+  prediction->prepared = cml_now();
+  /* From here on the caller's arrays are not looked at: what is of them is in `inputs` and `outputs`. */
+  call->names = NULL;
+  call->options.wanted = NULL;
+  MLModel *model = call->model->model;
+  if (call->state == NULL) {
+    CML_IF_OS(14, 0, 17.0) {
+      [model predictionFromFeatures:inputs
+                            options:plain
+                  completionHandler:^(id<MLFeatureProvider> given, NSError *cause) {
+                    cml_prediction_end(prediction, given, cause);
+                  }];
+      return CML_OK;
+    }
+    return cml_fail_os(error, "an asynchronous prediction", "macOS 14 or iOS 17");
+  }
+  CML_IF_OS(15, 0, 18.0) {
+    [model predictionFromFeatures:inputs
+                       usingState:(MLState *)call->state->state
+                          options:plain
+                completionHandler:^(id<MLFeatureProvider> given, NSError *cause) {
+                  cml_prediction_end(prediction, given, cause);
+                }];
+    return CML_OK;
+  }
+  return cml_fail_os(error, "a prediction with a state", "macOS 15 or iOS 18");
+}
+
+CmlStatus cml_model_predict_async(CmlModel *model, CmlState *state, const CmlStr *names, CmlValue *const *inputs,
+                                  size_t n_inputs, const CmlPredictOptions *options, CmlPredictedFn done,
+                                  void *context, CmlRequest **request, CmlError **error) {
+  CML_CLEAR(error);
+  if (request != NULL) *request = NULL;
+  if (done == NULL) return cml_fail(error, CML_INVALID_ARGUMENT, "there is nobody to tell of the end");
+  uint64_t start = cml_now();
+  CmlCall call;
+  CmlStatus status = cml_check_handles(model, state, error);
+  if (status == CML_OK) status = cml_call_read(&call, model, names, inputs, n_inputs, options, error);
+  if (status != CML_OK) return status;
+  if (call.options.n_backings > 0) {
+    return cml_fail(error, CML_UNSUPPORTED, "an asynchronous prediction takes no output backings");
+  }
+  CmlPrediction *prediction = cml_handle_new(sizeof *prediction, &cml_tag_request);
+  if (prediction == NULL) return cml_fail_memory(error);
+  prediction->request.tear_down = cml_prediction_tear_down;
+  prediction->done = done;
+  prediction->context = context;
+  prediction->start = start;
+  prediction->values = calloc(n_inputs > 0 ? n_inputs : 1, sizeof *prediction->values);
+  call.n_inputs = prediction->values != NULL ? n_inputs : 0;
+  call.inputs = prediction->values;
+  call.result = cml_handle_new(sizeof *call.result, &cml_tag_result);
+  for (size_t i = 0; i < call.n_inputs; i++) {
+    prediction->values[i] = inputs[i];
+    cml_value_retain(inputs[i]);
+  }
+  cml_handle_retain(model);
+  if (state != NULL) cml_handle_retain(state);
+  call.state = state;
+  prediction->call = call;
+  if (prediction->values == NULL || call.result == NULL) {
+    status = cml_fail_memory(error);
+    cml_request_release(&prediction->request);
+    return status;
+  }
+  cml_handle_retain(prediction); /* the answer may come, and let go, before `begin` returns */
+  status = cml_call_enter(&prediction->call, error);
+  if (status == CML_OK) {
+    CML_TRY
+    status = cml_prediction_begin(prediction, error);
+    CML_CATCH(status, error)
+  }
+  if (status != CML_OK) {
+    if (!atomic_exchange(&prediction->request.ended, true)) { /* no answer will come */
+      cml_request_release(&prediction->request);
+    } else { /* one came before the failure: it counts */
+      status = CML_OK;
+      if (error != NULL) {
+        cml_error_free(*error);
+        *error = NULL;
+      }
+    }
+  }
+  if (status == CML_OK && request != NULL) {
+    *request = &prediction->request; /* takes over our count */
+  } else {
+    cml_request_release(&prediction->request);
   }
   return status;
 }

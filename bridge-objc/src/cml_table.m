@@ -53,6 +53,7 @@ static CmlStatus cml_info(CmlJson *json, CmlBlob **blob, CmlError **error) {
   CML_IF_OS(15, 0, 18.0) features[n_features++] = "functions";
   CML_IF_OS(15, 0, 18.0) features[n_features++] = "state";
   features[n_features++] = "batch";
+  CML_IF_OS(14, 0, 17.0) features[n_features++] = "async";
   cml_json_open(json, '{');
   cml_json_key(json, "name");
   cml_json_text(json, "coreml");
@@ -123,6 +124,10 @@ static const CmlBridge cml_bridge = {
     .state_release = cml_state_release,
     .function_names = cml_function_names,
     .model_predict_batch = cml_model_predict_batch,
+    .model_predict_async = cml_model_predict_async,
+    .model_load_async = cml_model_load_async,
+    .request_cancel = cml_request_cancel,
+    .request_release = cml_request_release,
 };
 
 const CmlBridge *cml_bridge_coreml(void) { return &cml_bridge; }

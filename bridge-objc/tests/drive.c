@@ -1016,6 +1016,251 @@ static void test_batch(void) {
   B->model_release(model);
 }
 
+/* ---- without waiting ---- */
+
+typedef struct Ended {
+  pthread_mutex_t lock;
+  pthread_cond_t changed;
+  int times;
+  CmlStatus status;
+  CmlResult *result;
+  CmlModel *model;
+  CmlError *error;
+  pthread_t thread;
+} Ended;
+#define ENDED {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER}
+
+static void end_with(Ended *ended, CmlStatus status, CmlResult *result, CmlModel *model, CmlError *error) {
+  pthread_mutex_lock(&ended->lock);
+  ended->times++;
+  ended->status = status;
+  ended->result = result;
+  ended->model = model;
+  ended->error = error;
+  ended->thread = pthread_self();
+  pthread_cond_broadcast(&ended->changed);
+  pthread_mutex_unlock(&ended->lock);
+}
+static void predicted(void *context, CmlStatus status, CmlResult *result, CmlError *error) {
+  end_with(context, status, result, NULL, error);
+}
+static void loaded(void *context, CmlStatus status, CmlModel *model, CmlError *error) {
+  end_with(context, status, NULL, model, error);
+}
+static int times_ended(Ended *ended) {
+  pthread_mutex_lock(&ended->lock);
+  int times = ended->times;
+  pthread_mutex_unlock(&ended->lock);
+  return times;
+}
+/* The status of the end; the error, if any, goes to *error. */
+static CmlStatus await_end(Ended *ended, CmlError **error) {
+  struct timespec until;
+  clock_gettime(CLOCK_REALTIME, &until);
+  until.tv_sec += 30;
+  pthread_mutex_lock(&ended->lock);
+  while (ended->times == 0) {
+    if (pthread_cond_timedwait(&ended->changed, &ended->lock, &until) != 0) {
+      fprintf(stderr, "an asynchronous call never ended\n");
+      exit(1);
+    }
+  }
+  CHECK(ended->times == 1);
+  CHECK((ended->status == CML_OK) == (ended->error == NULL));
+  *error = ended->error;
+  pthread_mutex_unlock(&ended->lock);
+  return ended->status;
+}
+static CmlStatus predict_and_wait(CmlModel *model, CmlState *state, const CmlStr *names, CmlValue *const *values,
+                                  size_t n, CmlResult **result, CmlError **error) {
+  Ended ended = ENDED;
+  CmlStatus status = B->model_predict_async(model, state, names, values, n, NULL, predicted, &ended, NULL, error);
+  if (status != CML_OK) {
+    CHECK(times_ended(&ended) == 0);
+    return status;
+  }
+  status = await_end(&ended, error);
+  *result = ended.result;
+  return status;
+}
+static CmlStatus load_and_wait(CmlStr path, const CmlConfig *config, CmlModel **model, CmlError **error) {
+  Ended ended = ENDED;
+  CmlStatus status = B->model_load_async(B->self, path, config, loaded, &ended, NULL, error);
+  if (status != CML_OK) {
+    CHECK(times_ended(&ended) == 0);
+    return status;
+  }
+  status = await_end(&ended, error);
+  *model = ended.model;
+  return status;
+}
+
+static void test_predict_async(void) {
+  CmlError *error = NULL;
+  CmlModel *model = load();
+  CmlStr x = str("x"), out_h = str("out_h");
+  CmlValue *value = tensor_x();
+  static const uint32_t modes[] = {0, CML_HOSTILE_PADDED, CML_HOSTILE_LATE_ANSWER, CML_HOSTILE_EARLY_ANSWER,
+                                   CML_HOSTILE_LATE_RELEASE | CML_HOSTILE_PADDED | CML_HOSTILE_LATE_ANSWER};
+  cml_workalike_set_late_release_ms(30);
+  for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++) {
+    Ended ended = ENDED;
+    CmlRequest *request = NULL;
+    cml_workalike_set_hostile(modes[i]);
+    CHECK(WENT(B->model_predict_async(model, NULL, &x, &value, 1, NULL, predicted, &ended, &request, &error)));
+    CHECK(request != NULL);
+    CHECK(await_end(&ended, &error) == CML_OK);
+    CHECK(!!pthread_equal(ended.thread, pthread_self()) == (modes[i] == CML_HOSTILE_EARLY_ANSWER));
+    CHECK(holds_f32(output(ended.result, "out_x")->value, x_twice, 6));
+    CmlResultView view = {.size = sizeof view};
+    B->result_view(ended.result, &view);
+    CHECK(view.run_ns > 0);
+    B->request_cancel(request); /* too late, and harmless */
+    CHECK(times_ended(&ended) == 1);
+    B->request_release(request);
+    B->result_free(ended.result);
+  }
+  /* While it runs, all that it uses is taken; what it uses is kept, though everybody else lets go of it. */
+  cml_workalike_set_hostile(CML_HOSTILE_LATE_ANSWER);
+  cml_workalike_set_late_release_ms(300);
+  Ended first = ENDED;
+  CmlState *state = NULL;
+  CmlRequest *request = NULL;
+  CmlResult *none = NULL;
+  CHECK(WENT(B->state_new(model, &state, &error)));
+  CHECK(WENT(B->model_predict_async(model, state, &x, &value, 1, NULL, predicted, &first, &request, &error)));
+  REFUSED(B->model_predict(model, NULL, &x, &value, 1, NULL, &none, &error), CML_BUSY, "model");
+  REFUSED(B->model_predict_async(model, NULL, &x, &value, 1, NULL, predicted, &first, NULL, &error), CML_BUSY, "model");
+  REFUSED(B->tensor_with_bytes(value, 0, see, NULL, &error), CML_BUSY, "");
+  REFUSED(B->state_with_bytes(state, str("acc"), 0, see, NULL, &error), CML_BUSY, "state");
+  CHECK(times_ended(&first) == 0);
+  CmlModel *kept = model;
+  B->state_release(state);
+  B->value_release(value);
+  B->model_release(kept);
+  B->request_release(request);
+  CHECK(await_end(&first, &error) == CML_OK);
+  CHECK(holds_f32(output(first.result, "out_x")->value, x_twice, 6));
+  B->result_free(first.result);
+  /* Cancelled: one end, late, without a result. Afterwards all is free again. */
+  model = load();
+  value = tensor_x();
+  Ended second = ENDED;
+  CHECK(WENT(B->model_predict_async(model, NULL, &x, &value, 1, NULL, predicted, &second, &request, &error)));
+  B->request_cancel(request);
+  B->request_cancel(request);
+  CHECK(await_end(&second, &error) == CML_CANCELLED);
+  CHECK(second.result == NULL && has(view_of(error, 0).message, "cancelled"));
+  B->error_free(error);
+  B->request_release(request);
+  cml_workalike_set_hostile(0);
+  CHECK(WENT(predict_and_wait(model, NULL, &x, &value, 1, &none, &error)));
+  B->result_free(none);
+  none = NULL;
+  /* What cannot begin has no end. */
+  CmlPredictOptions options = {.size = sizeof options, .backing_names = &out_h, .backings = &value, .n_backings = 1};
+  CmlValue *backing = tensor_x();
+  options.backings = &backing;
+  Ended never = ENDED;
+  request = (CmlRequest *)&never;
+  REFUSED(B->model_predict_async(model, NULL, &x, &value, 1, &options, predicted, &never, &request, &error),
+          CML_UNSUPPORTED, "backings");
+  CHECK(request == NULL);
+  B->value_release(backing);
+  REFUSED(B->model_predict_async(model, NULL, &x, &value, 1, NULL, NULL, NULL, NULL, &error), CML_INVALID_ARGUMENT, "");
+  REFUSED(B->model_predict_async(NULL, NULL, &x, &value, 1, NULL, predicted, &never, NULL, &error),
+          CML_INVALID_ARGUMENT, "model");
+  REFUSED(B->model_predict_async(model, NULL, NULL, NULL, 0, NULL, predicted, &never, NULL, &error), CML_NOT_FOUND,
+          "'x' is missing");
+  cml_test_macos = 1300;
+  REFUSED(B->model_predict_async(model, NULL, &x, &value, 1, NULL, predicted, &never, NULL, &error), CML_UNSUPPORTED,
+          "macOS 14");
+  cml_test_macos = 0;
+  CHECK(times_ended(&never) == 0);
+  B->request_cancel(NULL);
+  B->request_release(NULL);
+  /* Failures of the framework's arrive with all that is known of them. */
+  static const uint32_t ways[] = {0, CML_HOSTILE_NIL_ERROR, CML_HOSTILE_NESTED_ERRORS};
+  for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
+    cml_workalike_set_hostile(ways[i]);
+    int found = 0;
+    for (long nth = 1; nth < 60; nth++) {
+      cml_workalike_inject(CML_INJECT_FAILURE, nth);
+      CmlStatus status = predict_and_wait(model, NULL, &x, &value, 1, &none, &error);
+      const char *where = cml_workalike_injected();
+      cml_workalike_inject(CML_INJECT_NOTHING, 0);
+      if (where == NULL) {
+        CHECK(status == CML_OK);
+        B->result_free(none);
+        none = NULL;
+        break;
+      }
+      found += strstr(where, "completionHandler") != NULL;
+      CHECK(status == CML_FRAMEWORK && none == NULL);
+      CmlErrorView view = view_of(error, 0);
+      CHECK(view.message.len > 0);
+      if (strstr(where, "completionHandler") != NULL) CHECK(view.depth_left == (i == 2 ? 3 : 0));
+      B->error_free(error);
+      error = NULL;
+      none = NULL;
+    }
+    CHECK(found == 1);
+  }
+  cml_workalike_set_hostile(0);
+  B->value_release(value);
+  B->model_release(model);
+}
+
+static void test_load_async(void) {
+  CmlError *error = NULL;
+  CmlModel *model = NULL;
+  CHECK(WENT(load_and_wait(str(path_to("model.mlmodel")), NULL, &model, &error)));
+  CmlBlob *json = NULL;
+  CHECK(WENT(B->model_describe(model, &json, &error)));
+  B->blob_free(json);
+  B->model_release(model);
+  model = NULL;
+  /* The path and the names are copied: the caller's may go at once. */
+  {
+    char path[400], function[] = "main";
+    snprintf(path, sizeof path, "%s", path_to("model.mlpackage"));
+    CmlConfig config = {.size = sizeof config, .compute_units = CML_COMPUTE_ALL, .function_name = str(function)};
+    Ended ended = ENDED;
+    CHECK(WENT(B->model_load_async(B->self, str(path), &config, loaded, &ended, NULL, &error)));
+    memset(path, '!', sizeof path);
+    memset(function, '!', sizeof function);
+    memset(&config, 0xFF, sizeof config);
+    CHECK(await_end(&ended, &error) == CML_OK);
+    B->model_release(ended.model);
+  }
+  CHECK(load_and_wait(str("no/such.mlmodel"), NULL, &model, &error) == CML_NOT_FOUND && model == NULL);
+  CHECK(has(view_of(error, 0).message, "no/such.mlmodel"));
+  B->error_free(error);
+  CHECK(load_and_wait(str(path_to("corrupt.mlmodel")), NULL, &model, &error) == CML_FRAMEWORK && model == NULL);
+  B->error_free(error);
+  error = NULL;
+  CmlConfig small = {.size = 2};
+  REFUSED(load_and_wait(str(path_to("model.mlmodel")), &small, &model, &error), CML_INVALID_ARGUMENT, "too small");
+  REFUSED(B->model_load_async(B->self, str(path_to("model.mlmodel")), NULL, NULL, NULL, NULL, &error),
+          CML_INVALID_ARGUMENT, "");
+  /* A load that does not end: cancelling ends it for us, and what comes of it later is let go. */
+  cml_workalike_set_hostile(CML_HOSTILE_STUCK_LOAD);
+  Ended stuck = ENDED;
+  CmlRequest *request = NULL;
+  CHECK(WENT(
+      B->model_load_async(B->self, str(path_to("model.mlmodel")), NULL, loaded, &stuck, &request, &error)));
+  pause_ms(30);
+  CHECK(times_ended(&stuck) == 0);
+  B->request_cancel(request);
+  CHECK(times_ended(&stuck) == 1 && stuck.status == CML_CANCELLED && stuck.model == NULL);
+  B->error_free(stuck.error);
+  B->request_cancel(request);
+  B->request_release(request);
+  cml_workalike_set_hostile(0);
+  MUST_BALANCE("a load that was stuck");
+  CHECK(times_ended(&stuck) == 1);
+}
+
 static void test_function_names(void) {
   CmlError *error = NULL;
   CmlBlob *json = NULL;
@@ -1340,7 +1585,8 @@ static CmlStatus everything(CmlError **error) {
   CmlBlob *info = NULL, *json = NULL, *path = NULL, *functions = NULL;
   CmlModel *model = NULL;
   CmlState *state = NULL;
-  CmlResult *result = NULL, *second = NULL, *batch[2] = {NULL, NULL};
+  CmlResult *result = NULL, *second = NULL, *later = NULL, *latest = NULL, *batch[2] = {NULL, NULL};
+  CmlModel *other = NULL;
   CmlValue *values[N_ALL] = {NULL}, *backing = NULL;
   CmlStr names[N_ALL];
   static const CmlStr words[2] = {{"b", 1}, {"a", 1}};
@@ -1425,12 +1671,18 @@ static CmlStatus everything(CmlError **error) {
     CmlValue *rows[2] = {values[0], values[0]};
     STEP(B->model_predict_batch(model, 2, names, rows, 1, NULL, batch, error));
   }
+  STEP(predict_and_wait(model, state, names, values, 2, &later, error));
+  STEP(predict_and_wait(model, NULL, names, values, 2, &latest, error));
+  STEP(load_and_wait(str(path_to("model.mlmodel")), &config, &other, error));
   STEP(B->tensor_read(backing, CML_DTYPE_FLOAT32, seen, 24, error));
   STEP(B->tensor_with_bytes(backing, 1, see, seen, error));
   STEP(B->image_with_bytes(values[13], 0, take_rows, rows, error));
   STEP(B->state_with_bytes(state, str("acc"), 1, see, seen, error));
 #undef STEP
   /* Rule 2: a failure leaves no handle behind. All that is not NULL was made. */
+  B->model_release(other);
+  B->result_free(latest);
+  B->result_free(later);
   B->result_free(batch[1]);
   B->result_free(batch[0]);
   B->result_free(second);
@@ -1443,6 +1695,8 @@ static CmlStatus everything(CmlError **error) {
   B->blob_free(json);
   B->blob_free(path);
   B->blob_free(info);
+  /* The thread of an asynchronous prediction lets go of the inputs after its answer. */
+  for (int i = 0; i < 150 && owner.released - released < (wrapped ? 1 : 0); i++) pause_ms(10);
   if (owner.released - released != (wrapped ? 1 : 0)) {
     fprintf(stderr, "the owner was released %d times\n", owner.released - released);
     failures++;
@@ -1483,7 +1737,7 @@ static void test_injection(void) {
       }
       /* Without an asset a load just does not know the functions; who asks for them must be told. */
       bool asset = ways[way].what == CML_INJECT_FAILURE && strstr(where, "modelAssetWithURL") != NULL;
-      bool harmless = asset && assets++ == 0;
+      bool harmless = asset && assets++ != 1; /* the load, the names, the load without waiting */
       CmlErrorView view = view_of(error, 0);
       if (harmless ? status != CML_OK
                    : (status != ways[way].wanted || view.status != status || view.message.len == 0)) {
@@ -1603,6 +1857,8 @@ static const struct {
     {"wanted", test_wanted},
     {"batch", test_batch},
     {"function_names", test_function_names},
+    {"predict_async", test_predict_async},
+    {"load_async", test_load_async},
     {"backings", test_backings},
     {"states", test_states},
     {"serial", test_serial},

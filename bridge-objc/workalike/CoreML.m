@@ -70,7 +70,7 @@ __attribute__((constructor)) static void wa_meet_main_thread(void) {
 __attribute__((constructor)) static void wa_read_environment(void) {
   static const char *const names[] = {"padded",        "ignore-backings", "alias-backings", "nil-error",
                                       "nested-errors", "late-release",    "short-bytes",    "eager-free",
-                                      "lose-row"};
+                                      "lose-row",      "late-answer",     "early-answer",   "stuck-load"};
   const char *list = getenv("CML_WORKALIKE_HOSTILE");
   unsigned modes = 0;
   while (list != NULL && *list != 0) {
@@ -1281,11 +1281,66 @@ static id<MLFeatureProvider> predict(MLModel *self, id<MLFeatureProvider> featur
   return status == CML_OK ? provider_of(outputs) : fail(error, error_from(bridge, status, cause));
 }
 
+/* A prediction whose answer is given later, on a thread of its own. */
+@interface WorkalikePrediction : NSObject {
+ @public
+  MLModel *_model;
+  id<MLFeatureProvider> _input;
+  MLState *_state;
+  MLPredictionOptions *_options;
+  BOOL _fails;
+  NSError *_cause;
+  void (^_handler)(id<MLFeatureProvider>, NSError *);
+}
+- (void)run:(id)unused;
+@end
+@implementation WorkalikePrediction
+- (void)run:(id)unused {
+  (void)unused;
+  @autoreleasepool {
+    NSError *cause = _cause;
+    id<MLFeatureProvider> given = nil;
+    if (!_fails) given = predict(_model, _input, _state != nil ? _state->_state : NULL, _options, &cause);
+    if (hostile(CML_HOSTILE_LATE_ANSWER)) usleep(atomic_load(&wa_late_ms) * 1000);
+    _handler(given, given == nil ? cause : nil);
+  }
+}
+- (void)dealloc {
+  [_model release];
+  [(id)_input release];
+  [_state release];
+  [_options release];
+  [_cause release];
+  Block_release(_handler);
+  died();
+  [super dealloc];
+}
+@end
+
+static void predict_later(MLModel *model, id<MLFeatureProvider> input, MLState *state, MLPredictionOptions *options,
+                          void (^handler)(id<MLFeatureProvider>, NSError *), BOOL fails, NSError *cause) {
+  WorkalikePrediction *job = [[[WorkalikePrediction alloc] init] autorelease];
+  born();
+  job->_model = [model retain];
+  job->_input = [(id)input retain];
+  job->_state = [state retain];
+  job->_options = [options retain];
+  job->_fails = fails;
+  job->_cause = [cause retain];
+  job->_handler = Block_copy(handler);
+  if (hostile(CML_HOSTILE_EARLY_ANSWER)) {
+    [job run:nil];
+  } else {
+    [NSThread detachNewThreadSelector:@selector(run:) toTarget:job withObject:nil];
+  }
+}
+
 @implementation MLModel
 + (nullable instancetype)modelWithContentsOfURL:(NSURL *)url
                                   configuration:(MLModelConfiguration *)configuration
                                           error:(NSError **)error {
   if (entry_fails("+[MLModel modelWithContentsOfURL:configuration:error:]", error)) return nil;
+  while (hostile(CML_HOSTILE_STUCK_LOAD)) usleep(1000);
   const CmlBridge *bridge = delegate();
   NSError *cause = nil;
   if (![url.path.pathExtension isEqual:@"mlmodelc"]) fault("loading what is not compiled");
@@ -1338,6 +1393,21 @@ OBJECT_GETTER(MLModelDescription *, modelDescription, _description)
                                                    error:(NSError **)error {
   if (entry_fails("-[MLModel predictionFromFeatures:usingState:options:error:]", error)) return nil;
   return predict(self, input, state->_state, options, error);
+}
+- (void)predictionFromFeatures:(id<MLFeatureProvider>)input
+                       options:(MLPredictionOptions *)options
+             completionHandler:(void (^)(id<MLFeatureProvider>, NSError *))handler {
+  NSError *cause = nil;
+  BOOL fails = entry_fails("-[MLModel predictionFromFeatures:options:completionHandler:]", &cause);
+  predict_later(self, input, nil, options, handler, fails, cause);
+}
+- (void)predictionFromFeatures:(id<MLFeatureProvider>)input
+                    usingState:(MLState *)state
+                       options:(MLPredictionOptions *)options
+             completionHandler:(void (^)(id<MLFeatureProvider>, NSError *))handler {
+  NSError *cause = nil;
+  BOOL fails = entry_fails("-[MLModel predictionFromFeatures:usingState:options:completionHandler:]", &cause);
+  predict_later(self, input, state, options, handler, fails, cause);
 }
 - (nullable id<MLBatchProvider>)predictionsFromBatch:(id<MLBatchProvider>)batch
                                              options:(MLPredictionOptions *)options

@@ -24,7 +24,10 @@ enum {
   CML_HOSTILE_LATE_RELEASE = 1 << 5,    /* late-release:    inputs are kept a while and released on another thread */
   CML_HOSTILE_SHORT_BYTES = 1 << 6,     /* short-bytes:     arrays announce fewer bytes than they reach over */
   CML_HOSTILE_EAGER_FREE = 1 << 7,      /* eager-free:      an array that cannot be made calls its deallocator */
-  CML_HOSTILE_LOSE_ROW = 1 << 8         /* lose-row:        a batch comes back without its last row */
+  CML_HOSTILE_LOSE_ROW = 1 << 8,        /* lose-row:        a batch comes back without its last row */
+  CML_HOSTILE_LATE_ANSWER = 1 << 9,     /* late-answer:     completions are called as late as inputs are released */
+  CML_HOSTILE_EARLY_ANSWER = 1 << 10,   /* early-answer:    ... or before the method returns, on its thread */
+  CML_HOSTILE_STUCK_LOAD = 1 << 11      /* stuck-load:      a load does not return while this mode holds */
 };
 void cml_workalike_set_hostile(uint32_t modes);
 void cml_workalike_set_late_release_ms(uint32_t milliseconds); /* 1000 to begin with */

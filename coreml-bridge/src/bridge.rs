@@ -11,7 +11,7 @@ use std::{
 use coreml_sys::{CmlBridge, CmlStr};
 use serde::Deserialize;
 
-use crate::{BridgeError, Config, CoreMlHandle, Dtype, Error, table::Table};
+use crate::{BridgeError, Config, CoreMlHandle, Dtype, Error, PendingModel, pending::Waiting, table::Table};
 
 /// Whoever can run models: Apple's Core ML, the portable engine, a double in a test.
 ///
@@ -192,6 +192,37 @@ impl Bridge {
     /// and [`Error::Description`] if the model does not say what it takes, [`Error::Path`] if the path is not UTF-8.
     pub fn load(self, path: impl AsRef<Path>, config: &Config) -> Result<CoreMlHandle, Error> {
         CoreMlHandle::load(self, utf8(path.as_ref())?, config)
+    }
+
+    /// Begins to load a model, and does not wait: the result is a future, which also can be waited for. The model belongs to the
+    /// thread that holds the future, which does not leave it either.
+    ///
+    /// A load that is cancelled, or whose future is dropped, ends at once, even if the framework never answers.
+    ///
+    /// ```
+    /// # use coreml_bridge::{Bridge, Config};
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits-f32.mlpackage");
+    /// # if cfg!(target_vendor = "apple") { return Ok(()) }
+    /// let pending = Bridge::platform().load_async(path, &Config::default())?;
+    /// // .. something else ..
+    /// assert!(pending.wait()?.description().input("image").is_some());
+    /// # Ok::<(), coreml_bridge::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Bridge::load`], if the load cannot begin.
+    pub fn load_async(self, path: impl AsRef<Path>, config: &Config) -> Result<PendingModel, Error> {
+        let path = utf8(path.as_ref())?;
+        let name: Arc<str> = path.into();
+        let begun = Waiting::begin(self, |table, done, context, request, error| {
+            let config = config.to_native();
+            let slot = table.model_load_async;
+            // SAFETY: path and configuration are borrowed for the call; completion and context belong together.
+            unsafe { slot(table.own(), path.into(), &config, done, context, request, error) }
+        });
+        let waiting =
+            begun.map_err(|failure| failure.about(&name, |path, source| Error::Load { path, source }))?;
+        Ok(PendingModel::new(waiting, self, name))
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     crossing::Backing,
     description::Feature,
     native::{Failure, Owned, array, text},
+    pending::{PendingPrediction, Waiting},
 };
 
 /// A loaded model.
@@ -40,6 +41,15 @@ struct Model {
     description: ModelDescription,
 }
 
+/// The arguments of one prediction in the table's form, all borrowed for the call.
+struct Arguments<'a> {
+    state: *mut CmlState,
+    names: *const CmlStr,
+    values: *const *mut CmlValue,
+    n_inputs: usize,
+    options: &'a CmlPredictOptions,
+}
+
 impl CoreMlHandle {
     pub(crate) fn load(bridge: Bridge, path: &str, config: &Config) -> Result<CoreMlHandle, Error> {
         let name: Arc<str> = path.into();
@@ -50,6 +60,15 @@ impl CoreMlHandle {
                 unsafe { (table.model_load)(table.own(), path.into(), &config, model, error) }
             })
             .map_err(|failure| failure.about(&name, |path, source| Error::Load { path, source }))?;
+        CoreMlHandle::adopt(bridge, name, native)
+    }
+
+    /// The handle of a model that was just loaded; reads its description.
+    pub(crate) fn adopt(
+        bridge: Bridge,
+        name: Arc<str>,
+        native: Owned<CmlModel>,
+    ) -> Result<CoreMlHandle, Error> {
         let json = bridge
             .make("model_describe", |table, json, error| {
                 // SAFETY: the model is alive, and no other call on it runs.
@@ -101,6 +120,75 @@ impl CoreMlHandle {
     /// [`Error::Unsupported`] if the bridge knows no states, and [`Error::UnknownFeature`] and the `Wrong..` errors for an
     /// output that is wanted or backed.
     pub fn predict_with(&self, inputs: &Features, options: PredictOptions<'_>) -> Result<Prediction, Error> {
+        let result = self.call(inputs, options, |model, arguments| {
+            let result = model.bridge.make("model_predict", |table, result, error| {
+                let slot = table.model_predict;
+                let (native, Arguments { state, names, values, n_inputs, options }) =
+                    (model.native.as_ptr(), arguments);
+                // SAFETY: model, state and values are alive, this bridge's, and used by no other call, or else the bridge
+                // says so; the lists are borrowed for the call and as long as is said.
+                unsafe { slot(native, *state, *names, *values, *n_inputs, *options, result, error) }
+            });
+            result.map_err(|failure| {
+                failure.about(&model.path, |model, source| Error::Predict { model, source })
+            })
+        });
+        let (result, backings) = result?;
+        self.collect(&result, backings)
+    }
+
+    /// Begins to run the model once, and does not wait for the end: the result is a future, which also can be waited for.
+    ///
+    /// Until it ends, the model and the state that it uses are taken: other calls on them answer [`Error::Busy`]. The inputs are
+    /// kept as long as they are needed. Dropping the future cancels the prediction; the model is taken until the framework has
+    /// let go of it even so.
+    ///
+    /// ```
+    /// # use coreml_bridge::{Bridge, Config, Dtype, Features, PredictOptions, Tensor};
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits-f32.mlpackage");
+    /// # if cfg!(target_vendor = "apple") { return Ok(()) }
+    /// let model = Bridge::platform().load(path, &Config::default())?;
+    /// let inputs = Features::new().with("image", Tensor::zeros(Dtype::Float32, &[1, 1, 8, 8])?);
+    /// let pending = model.predict_async(&inputs, PredictOptions::default())?;
+    /// // .. something else ..
+    /// assert_eq!(pending.wait()?.outputs.tensor("probabilities")?.shape(), [1, 10]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`CoreMlHandle::predict_with`], if the prediction cannot begin; [`Error::Unsupported`] for backings, and on a system
+    /// that predicts only while one waits.
+    pub fn predict_async<'state>(
+        &self,
+        inputs: &Features,
+        options: PredictOptions<'state>,
+    ) -> Result<PendingPrediction<'state>, Error> {
+        let (waiting, backings) = self.call(inputs, options, |model, arguments| {
+            let begun = Waiting::begin(model.bridge, |table, done, context, request, error| {
+                let slot = table.model_predict_async;
+                let (native, Arguments { state, names, values, n_inputs, options }) =
+                    (model.native.as_ptr(), arguments);
+                // SAFETY: model, state and values are alive and this bridge's, and it keeps what it uses; the lists are
+                // borrowed for the call and as long as is said; completion and context belong together.
+                unsafe {
+                    slot(native, *state, *names, *values, *n_inputs, *options, done, context, request, error)
+                }
+            });
+            begun.map_err(|failure| {
+                failure.about(&model.path, |model, source| Error::Predict { model, source })
+            })
+        })?;
+        Ok(PendingPrediction::new(waiting, self.clone(), backings))
+    }
+
+    /// Checks what a prediction is given, brings it into the table's form, and runs `slot` with it. Also returns the backings,
+    /// which the outputs are collected with.
+    fn call<R>(
+        &self,
+        inputs: &Features,
+        options: PredictOptions<'_>,
+        slot: impl FnOnce(&Model, &Arguments<'_>) -> Result<R, Error>,
+    ) -> Result<(R, Vec<Backing>), Error> {
         let PredictOptions { state, wanted, backings } = options;
         let model = &*self.model;
         self.check_inputs(inputs)?;
@@ -130,22 +218,17 @@ impl CoreMlHandle {
             backings: backing_values.as_ptr(),
             n_backings: backing_values.len(),
         };
-        let state = state.map_or(ptr::null_mut(), |state| state.native.as_ptr());
-        let result = model.bridge.make("model_predict", |table, result, error| {
-            let slot = table.model_predict;
-            let native = model.native.as_ptr();
-            // SAFETY: model, state and values are alive, this bridge's, and used by no other call; the lists are borrowed for
-            // the call and as long as is said.
-            unsafe {
-                slot(native, state, names.as_ptr(), values.as_ptr(), values.len(), &options, result, error)
-            }
-        });
+        let arguments = Arguments {
+            state: state.map_or(ptr::null_mut(), |state| state.native.as_ptr()),
+            names: names.as_ptr(),
+            values: values.as_ptr(),
+            n_inputs: values.len(),
+            options: &options,
+        };
+        let result = slot(model, &arguments);
         // The inputs go back before the outputs are read: a bridge that is done with them frees what it held.
         drop(owned);
-        let result = result.map_err(|failure| {
-            failure.about(&model.path, |model, source| Error::Predict { model, source })
-        })?;
-        self.collect(&result, backings)
+        Ok((result?, backings))
     }
 
     /// Runs the model once for each row, in one call, and returns what each row gave, in order; for some of the outputs if
@@ -317,7 +400,11 @@ impl CoreMlHandle {
     }
 
     /// Copies the outputs.
-    fn collect(&self, result: &Owned<CmlResult>, mut backings: Vec<Backing>) -> Result<Prediction, Error> {
+    pub(crate) fn collect(
+        &self,
+        result: &Owned<CmlResult>,
+        mut backings: Vec<Backing>,
+    ) -> Result<Prediction, Error> {
         const SLOT: &str = "result_view";
         let Model { bridge, path, .. } = &*self.model;
         let mut view = CmlResultView {

@@ -9,10 +9,12 @@
 //! * a [`Tensor`], and every other [`Value`], owns its memory and is `Send + Sync + 'static`: a framework that keeps an input
 //!   after a prediction has returned keeps the memory, not a dangling pointer.
 //!
-//! Everything here is synchronous. `coreml-client` puts threads and queues on top, for async code.
+//! Calls block, but for [`CoreMlHandle::predict_async`] and [`Bridge::load_async`], whose futures stay on their thread.
+//! `coreml-client` puts threads and queues on top, for async code.
 //!
-//! Two calls never meet on one native model: handles do not leave their thread, a call runs nothing that could call back,
-//! and a [`State`] is borrowed mutably while a prediction uses it. Inputs are checked against the [`ModelDescription`]
+//! Two calls that block never meet on one native model: handles do not leave their thread, a call runs nothing that could
+//! call back, and a [`State`] is borrowed mutably while a prediction uses it. A call that meets an asynchronous one is
+//! answered [`Error::Busy`]. Inputs are checked against the [`ModelDescription`]
 //! before they cross; errors name model, feature and expectation, and keep the other side's whole chain of causes.
 
 mod bridge;
@@ -28,6 +30,7 @@ mod layout;
 mod native;
 #[cfg(feature = "ndarray")]
 mod ndarray;
+mod pending;
 mod registry;
 mod table;
 mod tensor;
@@ -45,6 +48,7 @@ pub use features::{FeatureError, Features};
 pub use half::f16;
 pub use handle::{CoreMlHandle, PredictOptions, Prediction, State, Timings};
 pub use image::{Image, ImageError, PixelFormat};
+pub use pending::{PendingModel, PendingPrediction};
 pub use registry::{ModelRef, get_model_handle, load_model, register_model, register_model_as, unload_model};
 pub use tensor::{Elements, Tensor, TensorError};
 pub use value::{Dictionary, KeyKind, Kind, Sequence, Value};

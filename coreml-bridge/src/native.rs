@@ -30,6 +30,7 @@ native! {
     CmlBlob => blob_free;
     CmlError => error_free;
     CmlModel => model_release;
+    CmlRequest => request_release;
     CmlResult => result_free;
     CmlState => state_release;
     CmlValue => value_release;
@@ -126,6 +127,20 @@ impl Bridge {
         let mut handle = ptr::null_mut();
         self.call(|table, error| slot(table, &mut handle, error))?;
         Owned::adopt(self, handle).ok_or(Failure::contract(name, "it succeeded and made nothing"))
+    }
+
+    /// What the end of an asynchronous call says: what it made, or its error read.
+    pub(crate) fn outcome<T: Native>(
+        self,
+        name: &'static str,
+        status: CmlStatus,
+        made: Option<Owned<T>>,
+        error: Option<&Owned<CmlError>>,
+    ) -> Result<Owned<T>, Failure> {
+        if status != CML_OK {
+            return Err(Failure::Native(self.read_error(Status::from_native(status), error)));
+        }
+        made.ok_or(Failure::contract(name, "it succeeded and made nothing"))
     }
 
     /// The whole chain of an error, outermost first.

@@ -112,6 +112,29 @@ table! {
         *mut *mut CmlResult,
         *mut *mut CmlError,
     ) -> CmlStatus;
+    model_predict_async: fn(
+        *mut CmlModel,
+        *mut CmlState,
+        *const CmlStr,
+        *const *mut CmlValue,
+        usize,
+        *const CmlPredictOptions,
+        CmlPredictedFn,
+        *mut c_void,
+        *mut *mut CmlRequest,
+        *mut *mut CmlError,
+    ) -> CmlStatus;
+    model_load_async: fn(
+        *mut c_void,
+        CmlStr,
+        *const CmlConfig,
+        CmlLoadedFn,
+        *mut c_void,
+        *mut *mut CmlRequest,
+        *mut *mut CmlError,
+    ) -> CmlStatus;
+    request_cancel: fn(*mut CmlRequest);
+    request_release: fn(*mut CmlRequest);
 }
 
 impl Table {

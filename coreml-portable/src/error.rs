@@ -89,6 +89,31 @@ struct ErrorObject {
     _live: Live,
 }
 
+/// Runs a body, and makes a failure of a panic.
+fn caught<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    // A panic leaves the objects of the call behind it: whoever holds one of them finds it busy or unchanged, never broken.
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        let message = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "a panic without words".to_owned());
+        Err(Failure::new(CML_FOREIGN_EXCEPTION, format!("the engine panicked: {message}")))
+    })
+}
+
+/// An error handle of +1.
+fn into_handle(failure: Failure) -> *mut CmlError {
+    Box::into_raw(Box::new(ErrorObject { failure, _live: Live::new(Kind::Error) })).cast()
+}
+
+/// Runs the body of an asynchronous call: what its completion is told. The error is +1.
+pub(crate) fn completion<T>(
+    body: impl FnOnce() -> Result<T, Failure>,
+) -> Result<T, (CmlStatus, *mut CmlError)> {
+    caught(body).map_err(|failure| (failure.status, into_handle(failure)))
+}
+
 /// Runs the body of a slot. A failure goes to `*error` (if the caller wants it), a panic becomes one.
 ///
 /// # Safety
@@ -101,23 +126,13 @@ pub(crate) unsafe fn slot(
         // SAFETY: not NULL, and valid by this function's contract.
         unsafe { error.write(std::ptr::null_mut()) };
     }
-    // A panic leaves the objects of the call behind it: whoever holds one of them finds it busy or unchanged, never broken.
-    let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
-        let message = panic
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| panic.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "a panic without words".to_owned());
-        Err(Failure::new(CML_FOREIGN_EXCEPTION, format!("the engine panicked: {message}")))
-    });
-    match result {
+    match caught(body) {
         Ok(()) => CML_OK,
         Err(failure) => {
             let status = failure.status;
             if !error.is_null() {
-                let object = Box::new(ErrorObject { failure, _live: Live::new(Kind::Error) });
                 // SAFETY: as above.
-                unsafe { error.write(Box::into_raw(object).cast()) };
+                unsafe { error.write(into_handle(failure)) };
             }
             status
         }

@@ -18,6 +18,7 @@ mod compile;
 mod error;
 mod live;
 mod model;
+mod request;
 mod serial;
 mod value;
 
@@ -65,6 +66,10 @@ pub fn bridge() -> &'static CmlBridge {
         state_release: Some(model::state_release),
         function_names: Some(model::function_names),
         model_predict_batch: Some(model::model_predict_batch),
+        model_predict_async: Some(request::model_predict_async),
+        model_load_async: Some(request::model_load_async),
+        request_cancel: Some(request::request_cancel),
+        request_release: Some(request::request_release),
     };
     &TABLE
 }

@@ -10,9 +10,10 @@ pub(crate) enum Kind {
     State,
     Value,
     Result,
+    Request,
 }
 
-static COUNTS: [AtomicUsize; 6] = [const { AtomicUsize::new(0) }; 6];
+static COUNTS: [AtomicUsize; 7] = [const { AtomicUsize::new(0) }; 7];
 
 /// Counts the object that holds it.
 #[derive(Debug)]
@@ -45,13 +46,14 @@ pub struct LiveObjects {
     pub states: usize,
     pub values: usize,
     pub results: usize,
+    pub requests: usize,
 }
 
 impl LiveObjects {
     /// All kinds together.
     #[must_use]
     pub fn total(&self) -> usize {
-        self.errors + self.blobs + self.models + self.states + self.values + self.results
+        self.errors + self.blobs + self.models + self.states + self.values + self.results + self.requests
     }
 }
 
@@ -66,5 +68,6 @@ pub fn live_objects() -> LiveObjects {
         states: count(Kind::State),
         values: count(Kind::Value),
         results: count(Kind::Result),
+        requests: count(Kind::Request),
     }
 }

@@ -24,15 +24,15 @@ use crate::serial::Serial;
 use crate::value::{self, Value};
 
 /// What a `CmlModel` handle points to: an instance of a model that all instances share.
-struct ModelObject {
-    model: Model,
-    session: Serial<Session>,
+pub(crate) struct ModelObject {
+    pub(crate) model: Model,
+    pub(crate) session: Arc<Serial<Session>>,
     _live: Live,
 }
 
 /// What a `CmlState` handle points to.
-struct StateObject {
-    state: Serial<State>,
+pub(crate) struct StateObject {
+    pub(crate) state: Arc<Serial<State>>,
     _live: Live,
 }
 
@@ -97,9 +97,23 @@ fn load(path: &Path, function: Option<&str>) -> Result<Model, LoadError> {
     Ok(model)
 }
 
+/// A model handle of +1.
+pub(crate) fn load_handle(
+    path: &str,
+    function: Option<&str>,
+    threads: NonZeroUsize,
+) -> Result<*mut CmlModel, Failure> {
+    let model = load(Path::new(path), function)?;
+    let session = Arc::new(Serial::new("model", model.session(threads)));
+    let object = Box::new(ModelObject { model, session, _live: Live::new(Kind::Model) });
+    Ok(Box::into_raw(object).cast())
+}
+
 /// # Safety
 /// `config` must be NULL or valid, its strings too.
-unsafe fn configuration<'a>(config: *const CmlConfig) -> Result<(Option<&'a str>, NonZeroUsize), Failure> {
+pub(crate) unsafe fn configuration<'a>(
+    config: *const CmlConfig,
+) -> Result<(Option<&'a str>, NonZeroUsize), Failure> {
     let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     // SAFETY: NULL is checked, the rest is the caller's promise.
     let Some(config) = (unsafe { config.as_ref() }) else { return Ok((None, cores)) };
@@ -174,10 +188,7 @@ pub(crate) unsafe extern "C" fn model_load(
         let path = unsafe { arguments::text(path, "the path") }?;
         // SAFETY: the table's contract on `config`.
         let (function, threads) = unsafe { configuration(config) }?;
-        let model = load(Path::new(path), function)?;
-        let session = Serial::new("model", model.session(threads));
-        let object = Box::new(ModelObject { model, session, _live: Live::new(Kind::Model) });
-        handle.set(Box::into_raw(object).cast());
+        handle.set(load_handle(path, function, threads)?);
         Ok(())
     };
     // SAFETY: the table's contract on `error`.
@@ -186,14 +197,14 @@ pub(crate) unsafe extern "C" fn model_load(
 
 /// # Safety
 /// `model` must be NULL or a live handle of this bridge.
-unsafe fn borrow_model<'a>(model: *mut CmlModel) -> Result<&'a ModelObject, Failure> {
+pub(crate) unsafe fn borrow_model<'a>(model: *mut CmlModel) -> Result<&'a ModelObject, Failure> {
     // SAFETY: handles come from `model_load`; the caller does not release one while a call runs.
     unsafe { model.cast::<ModelObject>().as_ref() }.ok_or_else(|| Failure::null("the model"))
 }
 
 /// # Safety
 /// `state` must be NULL or a live handle of this bridge.
-unsafe fn borrow_state<'a>(state: *mut CmlState) -> Option<&'a StateObject> {
+pub(crate) unsafe fn borrow_state<'a>(state: *mut CmlState) -> Option<&'a StateObject> {
     // SAFETY: handles come from `state_new`; the caller does not release one while a call runs.
     unsafe { state.cast::<StateObject>().as_ref() }
 }
@@ -224,7 +235,7 @@ pub(crate) unsafe extern "C" fn model_release(model: *mut CmlModel) {
 }
 
 /// What a `CmlResult` handle points to. The names live in the model's description, which `model` keeps.
-struct ResultObject {
+pub(crate) struct ResultObject {
     /// Each counts its value.
     outputs: Vec<CmlOutput>,
     nanoseconds: [u64; 3],
@@ -243,14 +254,26 @@ impl Drop for ResultObject {
 
 /// The caller's options, read once.
 #[derive(Default)]
-struct Options<'a> {
-    wanted: Vec<&'a str>,
-    backings: Vec<(&'a str, Arc<Value>)>,
+pub(crate) struct Options<'a> {
+    pub(crate) wanted: Vec<&'a str>,
+    pub(crate) backings: Vec<(&'a str, Arc<Value>)>,
+}
+
+impl ResultObject {
+    /// A handle of +1.
+    pub(crate) fn into_handle(self) -> *mut CmlResult {
+        Box::into_raw(Box::new(self)).cast()
+    }
+
+    /// Counts what came before the inputs were brought into the engine's form.
+    pub(crate) fn prepared_in(&mut self, more: u64) {
+        self.nanoseconds[0] += more;
+    }
 }
 
 /// # Safety
 /// `options` must be NULL or valid, its arrays and handles too.
-unsafe fn options<'a>(options: *const CmlPredictOptions) -> Result<Options<'a>, Failure> {
+pub(crate) unsafe fn options<'a>(options: *const CmlPredictOptions) -> Result<Options<'a>, Failure> {
     // SAFETY: NULL is checked, the rest is the caller's promise.
     let Some(options) = (unsafe { options.as_ref() }) else { return Ok(Options::default()) };
     if options.size < arguments::size_of_struct::<CmlPredictOptions>() {
@@ -272,34 +295,43 @@ unsafe fn options<'a>(options: *const CmlPredictOptions) -> Result<Options<'a>, 
 
 /// # Safety
 /// `strings` must be NULL or have `n` valid strings.
-unsafe fn texts<'a>(strings: *const CmlStr, n: usize, what: &str) -> Result<Vec<&'a str>, Failure> {
+pub(crate) unsafe fn texts<'a>(
+    strings: *const CmlStr,
+    n: usize,
+    what: &str,
+) -> Result<Vec<&'a str>, Failure> {
     // SAFETY: the caller's promise.
     let strings = unsafe { arguments::slice(strings, n, what) }?;
     // SAFETY: each is valid by the caller's promise.
     strings.iter().map(|&string| unsafe { arguments::text(string, what) }).collect()
 }
 
-fn nanoseconds(since: Instant) -> u64 {
+pub(crate) fn nanoseconds(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Runs a model once: what [`model_predict`] does with its arguments when they are read.
+/// The values behind handles.
 ///
 /// # Safety
-/// The handles must be NULL or live handles of this bridge.
-unsafe fn predict(
+/// The handles must be NULL or live handles of this bridge, and stay alive for `'a`.
+unsafe fn borrow_values<'a>(handles: &[*mut CmlValue]) -> Result<Vec<&'a Value>, Failure> {
+    // SAFETY: the caller's promise.
+    handles.iter().map(|&handle| unsafe { value::borrow(handle) }).collect()
+}
+
+/// Runs a model once: what [`model_predict`] does with its arguments when they are read.
+pub(crate) fn predict(
     model: &Model,
     session: &mut Session,
     state: Option<&mut State>,
     names: &[&str],
-    handles: &[*mut CmlValue],
+    values: &[&Value],
     options: &Options<'_>,
 ) -> Result<ResultObject, Failure> {
     let start = Instant::now();
     let mut lent = Vec::with_capacity(names.len());
-    for (name, &handle) in names.iter().zip(handles) {
-        // SAFETY: the caller's promise.
-        lent.push((*name, unsafe { value::borrow(handle) }?.lend()?));
+    for (name, value) in names.iter().zip(values) {
+        lent.push((*name, value.lend()?));
     }
     if let Some(twice) = names.iter().enumerate().find_map(|(i, n)| names[..i].contains(n).then_some(n)) {
         return Err(Failure::invalid(format!("the input `{twice}` is given twice")));
@@ -369,13 +401,12 @@ pub(crate) unsafe extern "C" fn model_predict(
         let handles = unsafe { arguments::slice(inputs, n_inputs, "the inputs") }?;
         // SAFETY: the table's contract on `predict_options`.
         let options = unsafe { options(predict_options) }?;
-        let read = nanoseconds(start);
         // SAFETY: live handles by the table's contract.
-        let made =
-            unsafe { predict(&object.model, &mut session, state.as_deref_mut(), &names, handles, &options) };
-        let mut made = made?;
-        made.nanoseconds[0] += read;
-        result.set(Box::into_raw(Box::new(made)).cast());
+        let values = unsafe { borrow_values(handles) }?;
+        let read = nanoseconds(start);
+        let mut made = predict(&object.model, &mut session, state.as_deref_mut(), &names, &values, &options)?;
+        made.prepared_in(read);
+        result.set(made.into_handle());
         Ok(())
     };
     // SAFETY: the table's contract on `error`.
@@ -416,12 +447,12 @@ pub(crate) unsafe extern "C" fn model_predict_batch(
         for row in 0..n_rows {
             let handles = &handles[row * n_inputs..][..n_inputs];
             // SAFETY: live handles by the table's contract.
-            let row = unsafe { predict(&object.model, &mut session, None, &names, handles, &options) };
-            made.push(Box::new(row?));
+            let values = unsafe { borrow_values(handles) }?;
+            made.push(predict(&object.model, &mut session, None, &names, &values, &options)?);
         }
         // All or none.
         for (place, row) in results.iter_mut().zip(made) {
-            *place = Box::into_raw(row).cast();
+            *place = row.into_handle();
         }
         Ok(())
     };
@@ -486,7 +517,7 @@ pub(crate) unsafe extern "C" fn state_new(
         let mut handle = unsafe { out(state, "state") }?;
         // SAFETY: the table's contract on `model`.
         let object = unsafe { borrow_model(model) }?;
-        let state = Serial::new("state", object.model.new_state());
+        let state = Arc::new(Serial::new("state", object.model.new_state()));
         let object = Box::new(StateObject { state, _live: Live::new(Kind::State) });
         handle.set(Box::into_raw(object).cast());
         Ok(())

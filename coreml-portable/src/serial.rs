@@ -2,6 +2,7 @@
 
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
 
 use crate::error::Failure;
@@ -36,11 +37,21 @@ impl<T> Serial<T> {
     }
 
     /// Changes, alone.
-    pub(crate) fn write(&self) -> Result<Writing<'_, T>, Failure> {
-        self.users
-            .compare_exchange(0, WRITING, Ordering::Acquire, Ordering::Relaxed)
-            .map(|_| Writing { serial: self })
-            .map_err(|_| Failure::busy(self.name))
+    pub(crate) fn write(&self) -> Result<Writing<&Self, T>, Failure> {
+        Self::write_through(self)
+    }
+
+    /// Changes, alone, for as long as it takes: what an asynchronous call takes with it.
+    pub(crate) fn write_shared(self: &Arc<Self>) -> Result<Writing<Arc<Self>, T>, Failure> {
+        Self::write_through(Arc::clone(self))
+    }
+
+    fn write_through<P: Deref<Target = Self>>(serial: P) -> Result<Writing<P, T>, Failure> {
+        let admitted = serial.users.compare_exchange(0, WRITING, Ordering::Acquire, Ordering::Relaxed);
+        match admitted {
+            Ok(_) => Ok(Writing { serial }),
+            Err(_) => Err(Failure::busy(serial.name)),
+        }
     }
 }
 
@@ -64,12 +75,12 @@ impl<T> Drop for Reading<'_, T> {
     }
 }
 
-/// Proof that nobody else reads or writes.
-pub(crate) struct Writing<'a, T> {
-    serial: &'a Serial<T>,
+/// Proof that nobody else reads or writes. `P` is a reference, or a count, of what is taken.
+pub(crate) struct Writing<P: Deref<Target = Serial<T>>, T> {
+    serial: P,
 }
 
-impl<T> Deref for Writing<'_, T> {
+impl<P: Deref<Target = Serial<T>>, T> Deref for Writing<P, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -78,14 +89,14 @@ impl<T> Deref for Writing<'_, T> {
     }
 }
 
-impl<T> DerefMut for Writing<'_, T> {
+impl<P: Deref<Target = Serial<T>>, T> DerefMut for Writing<P, T> {
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: as in `deref`, and `&mut self` makes this the only reference through the guard.
         unsafe { &mut *self.serial.inner.get() }
     }
 }
 
-impl<T> Drop for Writing<'_, T> {
+impl<P: Deref<Target = Serial<T>>, T> Drop for Writing<P, T> {
     fn drop(&mut self) {
         self.serial.users.store(0, Ordering::Release);
     }
@@ -108,5 +119,14 @@ mod tests {
         assert!(serial.read().is_err() && serial.write().is_err());
         drop(writing);
         assert_eq!(*serial.read().unwrap(), 5);
+    }
+
+    #[test]
+    fn a_shared_writer_takes_it_to_another_thread() {
+        let serial = Arc::new(Serial::new("thing", 1));
+        let mut writing = serial.write_shared().unwrap();
+        assert!(serial.read().is_err() && serial.write().is_err());
+        std::thread::spawn(move || *writing = 2).join().unwrap();
+        assert_eq!(*serial.read().unwrap(), 2);
     }
 }

@@ -86,6 +86,11 @@ pub struct CmlValue {
 pub struct CmlResult {
     _unused: [u8; 0],
 }
+#[repr(C)]
+#[derive(Debug)]
+pub struct CmlRequest {
+    _unused: [u8; 0],
+}
 #[doc = " UTF-8, borrowed, not NUL-terminated; {NULL, 0} is \"none\"."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -343,6 +348,23 @@ pub type CmlImageBytesFn = ::core::option::Option<
         desc: *const CmlImageDesc,
     ),
 >;
+#[doc = " The end of an asynchronous call whose slot answered CML_OK: exactly once, on any thread, perhaps before the slot\nreturns; must not unwind. What was made, or else the error, is +1 and the receiver's to release."]
+pub type CmlPredictedFn = ::core::option::Option<
+    unsafe extern "C" fn(
+        context: *mut ::core::ffi::c_void,
+        status: CmlStatus,
+        result: *mut CmlResult,
+        error: *mut CmlError,
+    ),
+>;
+pub type CmlLoadedFn = ::core::option::Option<
+    unsafe extern "C" fn(
+        context: *mut ::core::ffi::c_void,
+        status: CmlStatus,
+        model: *mut CmlModel,
+        error: *mut CmlError,
+    ),
+>;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct CmlBridge {
@@ -576,10 +598,41 @@ pub struct CmlBridge {
             error: *mut *mut CmlError,
         ) -> CmlStatus,
     >,
+    #[doc = " \\[S\\] One prediction, without waiting: answers as soon as the arguments are read, and model, state and values are\ntaken until `done` is called. A failure to begin is the slot's answer, and `done` is then never called. No\nbackings. `request` may be NULL if the caller will not cancel."]
+    pub model_predict_async: ::core::option::Option<
+        unsafe extern "C" fn(
+            model: *mut CmlModel,
+            state: *mut CmlState,
+            names: *const CmlStr,
+            inputs: *const *mut CmlValue,
+            n_inputs: usize,
+            options: *const CmlPredictOptions,
+            done: CmlPredictedFn,
+            context: *mut ::core::ffi::c_void,
+            request: *mut *mut CmlRequest,
+            error: *mut *mut CmlError,
+        ) -> CmlStatus,
+    >,
+    #[doc = " \\[F\\] As model_load, without waiting; the rest as model_predict_async."]
+    pub model_load_async: ::core::option::Option<
+        unsafe extern "C" fn(
+            self_: *mut ::core::ffi::c_void,
+            path: CmlStr,
+            config: *const CmlConfig,
+            done: CmlLoadedFn,
+            context: *mut ::core::ffi::c_void,
+            request: *mut *mut CmlRequest,
+            error: *mut *mut CmlError,
+        ) -> CmlStatus,
+    >,
+    #[doc = " \\[F\\] Asks for an early end: the completion gets CML_CANCELLED, unless it was called, or is about to be. A load ends\nat once, even one that would never end, perhaps within this call; a prediction when the framework has let go of\nthe inputs."]
+    pub request_cancel: ::core::option::Option<unsafe extern "C" fn(request: *mut CmlRequest)>,
+    #[doc = " \\[F\\] Cancels nothing."]
+    pub request_release: ::core::option::Option<unsafe extern "C" fn(request: *mut CmlRequest)>,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of CmlBridge"][::core::mem::size_of::<CmlBridge>() - 280usize];
+    ["Size of CmlBridge"][::core::mem::size_of::<CmlBridge>() - 312usize];
     ["Alignment of CmlBridge"][::core::mem::align_of::<CmlBridge>() - 8usize];
     ["Offset of field: CmlBridge::abi_version"][::core::mem::offset_of!(CmlBridge, abi_version) - 0usize];
     ["Offset of field: CmlBridge::struct_size"][::core::mem::offset_of!(CmlBridge, struct_size) - 4usize];
@@ -629,6 +682,14 @@ const _: () = {
         [::core::mem::offset_of!(CmlBridge, function_names) - 264usize];
     ["Offset of field: CmlBridge::model_predict_batch"]
         [::core::mem::offset_of!(CmlBridge, model_predict_batch) - 272usize];
+    ["Offset of field: CmlBridge::model_predict_async"]
+        [::core::mem::offset_of!(CmlBridge, model_predict_async) - 280usize];
+    ["Offset of field: CmlBridge::model_load_async"]
+        [::core::mem::offset_of!(CmlBridge, model_load_async) - 288usize];
+    ["Offset of field: CmlBridge::request_cancel"]
+        [::core::mem::offset_of!(CmlBridge, request_cancel) - 296usize];
+    ["Offset of field: CmlBridge::request_release"]
+        [::core::mem::offset_of!(CmlBridge, request_release) - 304usize];
 };
 unsafe extern "C" {
     #[doc = " Apple's Core ML through the Objective-C shim."]

@@ -24,6 +24,14 @@ pub const CML_HOSTILE_LATE_RELEASE: u32 = 1 << 5;
 pub const CML_HOSTILE_SHORT_BYTES: u32 = 1 << 6;
 /// An array that cannot be made calls its deallocator.
 pub const CML_HOSTILE_EAGER_FREE: u32 = 1 << 7;
+/// A batch comes back without its last row.
+pub const CML_HOSTILE_LOSE_ROW: u32 = 1 << 8;
+/// Completions are called as late as inputs are released.
+pub const CML_HOSTILE_LATE_ANSWER: u32 = 1 << 9;
+/// Completions are called before the method returns, on its thread.
+pub const CML_HOSTILE_EARLY_ANSWER: u32 = 1 << 10;
+/// A load does not return while this mode holds.
+pub const CML_HOSTILE_STUCK_LOAD: u32 = 1 << 11;
 
 /// No misbehaviour.
 pub const CML_INJECT_NOTHING: c_int = 0;

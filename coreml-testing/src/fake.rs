@@ -82,7 +82,7 @@ pub struct Behaviour {
     pub keep_inputs: Duration,
     /// What becomes of output backings.
     pub backings: Backings,
-    /// Behaves like an old OS: no states, no int8, no choice of function.
+    /// Behaves like an old OS: no states, no int8, no choice of function, no asynchronous predictions.
     pub old_system: bool,
 }
 
@@ -102,6 +102,8 @@ pub struct Counts {
     pub live_errors: usize,
     /// Blobs that are alive.
     pub live_blobs: usize,
+    /// Requests that are alive.
+    pub live_requests: usize,
     /// Memory of tensors that was wrapped and not given back yet.
     pub live_wraps: usize,
     /// Models that were ever loaded.
@@ -114,7 +116,8 @@ pub struct Counts {
     pub dead_handles: usize,
     /// Handles that were given to a slot of another kind.
     pub wrong_handles: usize,
-    /// Calls that met another call on the same handle (rule 1), and were answered `CML_BUSY`.
+    /// Calls that met another call on the same handle (rule 1), and were answered `CML_BUSY`; but for those that met an
+    /// asynchronous one, of which a caller may not know that it is still running.
     pub overlaps: usize,
     /// Calls on a model, or a state, from another thread than the one that made it. The table allows them; a confined
     /// handle does not make them.
@@ -252,6 +255,7 @@ impl FakeBridge {
             live_results: live.results,
             live_errors: live.errors,
             live_blobs: live.blobs,
+            live_requests: live.requests,
             live_wraps: live_wraps.load(Ordering::Acquire),
             loads: objects.loads(),
             predictions: usize::try_from(predictions.load(Ordering::Acquire)).unwrap_or(usize::MAX),

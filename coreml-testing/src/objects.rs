@@ -9,12 +9,12 @@ use std::{
     ptr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     thread::{self, ThreadId},
 };
 
-use coreml_sys::{CmlBlob, CmlError, CmlModel, CmlResult, CmlState, CmlValue};
+use coreml_sys::{CmlBlob, CmlError, CmlModel, CmlRequest, CmlResult, CmlState, CmlValue};
 
 use crate::fake::Fake;
 
@@ -39,6 +39,7 @@ pub(crate) enum Sort {
     Blob,
     Error,
     Model,
+    Request,
     Result,
     State,
     Value,
@@ -61,6 +62,7 @@ handles! {
     CmlBlob => Blob;
     CmlError => Error;
     CmlModel => Model;
+    CmlRequest => Request;
     CmlResult => Result;
     CmlState => State;
     CmlValue => Value;
@@ -72,6 +74,7 @@ pub(crate) struct Live {
     pub(crate) blobs: usize,
     pub(crate) errors: usize,
     pub(crate) models: usize,
+    pub(crate) requests: usize,
     pub(crate) results: usize,
     pub(crate) states: usize,
     pub(crate) values: usize,
@@ -84,7 +87,8 @@ pub(crate) struct Entry {
     /// The thread that made it.
     home: ThreadId,
     count: AtomicUsize,
-    busy: AtomicBool,
+    /// [`IDLE`], or what runs.
+    running: AtomicU8,
     object: Box<dyn Any + Send + Sync>,
 }
 
@@ -101,22 +105,39 @@ impl Entry {
         }
     }
 
-    /// Marks a call of class \[S\]; none if another one is running, which is counted.
+    /// Marks a call of class \[S\] that somebody waits for; none if another one is running, which is counted.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Running> {
-        if self.busy.swap(true, Ordering::Acquire) {
-            self.fake.objects.report(Rule::Overlap);
-            return None;
+        self.begin(WAITED_FOR)
+    }
+
+    /// Marks an asynchronous call.
+    pub(crate) fn enter_for_long(self: &Arc<Self>) -> Option<Running> {
+        self.begin(ASYNCHRONOUS)
+    }
+
+    fn begin(self: &Arc<Self>, how: u8) -> Option<Running> {
+        match self.running.compare_exchange(IDLE, how, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => Some(Running(Arc::clone(self))),
+            // A caller who does not know that it is still running finds out so.
+            Err(ASYNCHRONOUS) => None,
+            Err(_) => {
+                self.fake.objects.report(Rule::Overlap);
+                None
+            }
         }
-        Some(Running(Arc::clone(self)))
     }
 }
+
+const IDLE: u8 = 0;
+const WAITED_FOR: u8 = 1;
+const ASYNCHRONOUS: u8 = 2;
 
 /// A call of class \[S\] that is running.
 pub(crate) struct Running(Arc<Entry>);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.busy.store(false, Ordering::Release);
+        self.0.running.store(IDLE, Ordering::Release);
     }
 }
 
@@ -170,6 +191,7 @@ impl Objects {
                 Sort::Blob => &mut live.blobs,
                 Sort::Error => &mut live.errors,
                 Sort::Model => &mut live.models,
+                Sort::Request => &mut live.requests,
                 Sort::Result => &mut live.results,
                 Sort::State => &mut live.states,
                 Sort::Value => &mut live.values,
@@ -181,6 +203,15 @@ impl Objects {
 
 /// A new handle, with one count.
 pub(crate) fn hand_out<H: Handle>(fake: &'static Fake, object: impl Any + Send + Sync) -> *mut H {
+    hand_out_to(fake, thread::current().id(), object)
+}
+
+/// A new handle, with one count, for another thread than the one that makes it.
+pub(crate) fn hand_out_to<H: Handle>(
+    fake: &'static Fake,
+    home: ThreadId,
+    object: impl Any + Send + Sync,
+) -> *mut H {
     let objects = &fake.objects;
     let serial = objects.serial.fetch_add(1, Ordering::Relaxed);
     let id = objects.number << FAKE_SHIFT | serial << SERIAL_SHIFT;
@@ -190,9 +221,9 @@ pub(crate) fn hand_out<H: Handle>(fake: &'static Fake, object: impl Any + Send +
     let entry = Entry {
         fake,
         sort: H::SORT,
-        home: thread::current().id(),
+        home,
         count: AtomicUsize::new(1),
-        busy: AtomicBool::new(false),
+        running: AtomicU8::new(IDLE),
         object: Box::new(object),
     };
     objects.lock().insert(id, Arc::new(entry));
@@ -227,7 +258,7 @@ pub(crate) fn retain<H: Handle>(handle: *const H) {
     }
 }
 
-/// One count less; at none the object is gone. Null is nothing.
+/// One count less; at none the object is gone, and no call may be running on it. Null is nothing.
 pub(crate) fn release<H: Handle>(handle: *const H) {
     if handle.is_null() {
         return;
@@ -236,10 +267,16 @@ pub(crate) fn release<H: Handle>(handle: *const H) {
     if matches!(entry.sort, Sort::Model | Sort::State) {
         entry.check_thread();
     }
-    if entry.busy.load(Ordering::Acquire) {
-        entry.fake.objects.report(Rule::Overlap);
-    }
+    let_go(handle);
+}
+
+/// One count less, on whatever thread: what an asynchronous call kept.
+pub(crate) fn let_go<H: Handle>(handle: *const H) {
+    let Some(entry) = find(handle) else { return };
     if entry.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if entry.running.load(Ordering::Acquire) != IDLE {
+            entry.fake.objects.report(Rule::Overlap);
+        }
         // Not dropped under the lock: an object may release others.
         let removed = entry.fake.objects.lock().remove(&(handle.addr() as u64));
         drop(removed);

@@ -8,7 +8,7 @@ use std::{
     ptr, slice,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::Instant,
@@ -21,7 +21,7 @@ use coreml_sys::*;
 
 use crate::{
     fake::{Backings, Fake, Outcome, REFUSAL, zero_states},
-    objects::{Entry, Handle, Running, find, hand_out, release, retain},
+    objects::{Entry, Handle, Running, find, hand_out, hand_out_to, let_go, release, retain},
 };
 
 /// Why a slot fails.
@@ -169,9 +169,11 @@ fn object<T: 'static>(entry: &Entry) -> Answer<&T> {
 }
 
 fn running(entry: &Arc<Entry>) -> Answer<Running> {
-    entry
-        .enter()
-        .ok_or_else(|| Failure::Status(CML_BUSY, "another call is running on this handle".to_owned()))
+    entry.enter().ok_or_else(busy)
+}
+
+fn busy() -> Failure {
+    Failure::Status(CML_BUSY, "another call is running on this handle".to_owned())
 }
 
 // ---- memory of tensors ----
@@ -500,6 +502,10 @@ pub(crate) fn table(fake: &'static Fake) -> CmlBridge {
         state_release: Some(state_release),
         function_names: Some(function_names),
         model_predict_batch: Some(model_predict_batch),
+        model_predict_async: Some(model_predict_async),
+        model_load_async: Some(model_load_async),
+        request_cancel: Some(request_cancel),
+        request_release: Some(request_release),
     }
 }
 
@@ -612,8 +618,6 @@ unsafe extern "C" fn model_load(
     model: *mut *mut CmlModel,
     error: *mut *mut CmlError,
 ) -> CmlStatus {
-    static NUMBER: AtomicUsize = AtomicUsize::new(0);
-
     guarded(own(this), error, || {
         // SAFETY: the caller gives its own out-pointer.
         unsafe { set(model, ptr::null_mut()) };
@@ -622,28 +626,35 @@ unsafe extern "C" fn model_load(
         let path = unsafe { text(path) }?;
         // SAFETY: as above.
         let config = unsafe { borrowed(config) }?;
-        fake.load_gate.enter();
-        let behaviour = fake.behaviour().clone();
-        thread::sleep(behaviour.load_delay);
-        play(behaviour.load)?;
-        if behaviour.old_system && config.function_name.len != 0 {
-            return Err(Failure::Status(CML_UNSUPPORTED, "this system knows no functions".to_owned()));
-        }
-        let json = (fake.describe)(path);
-        let json =
-            json.ok_or_else(|| Failure::Status(CML_NOT_FOUND, format!("there is no model at {path}")))?;
-        // A description that is no JSON is a test's, too: it loads, and is found out when it is read.
-        let description = ModelDescription::from_json(json.as_bytes()).unwrap_or_default();
-        // SAFETY: the name lives for the call.
+        // SAFETY: and so does the function's name.
         let function = unsafe { text(config.function_name) }?;
-        if !function.is_empty() && !description.functions.iter().any(|known| known == function) {
-            return Err(Failure::Status(CML_NOT_FOUND, format!("the model has no function {function}")));
-        }
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let made = load(fake, path, function)?;
         // SAFETY: as above.
-        unsafe { set(model, hand_out::<CmlModel>(fake, FakeModel { json, description, number })) };
+        unsafe { set(model, hand_out::<CmlModel>(fake, made)) };
         Ok(())
     })
+}
+
+/// Loads a model, however it was asked for.
+fn load(fake: &Fake, path: &str, function: &str) -> Answer<FakeModel> {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+
+    fake.load_gate.enter();
+    let behaviour = fake.behaviour().clone();
+    thread::sleep(behaviour.load_delay);
+    play(behaviour.load)?;
+    if behaviour.old_system && !function.is_empty() {
+        return Err(Failure::Status(CML_UNSUPPORTED, "this system knows no functions".to_owned()));
+    }
+    let json = (fake.describe)(path);
+    let json = json.ok_or_else(|| Failure::Status(CML_NOT_FOUND, format!("there is no model at {path}")))?;
+    // A description that is no JSON is a test's, too: it loads, and is found out when it is read.
+    let description = ModelDescription::from_json(json.as_bytes()).unwrap_or_default();
+    if !function.is_empty() && !description.functions.iter().any(|known| known == function) {
+        return Err(Failure::Status(CML_NOT_FOUND, format!("the model has no function {function}")));
+    }
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    Ok(FakeModel { json, description, number })
 }
 
 unsafe extern "C" fn model_describe(
@@ -795,6 +806,253 @@ unsafe extern "C" fn model_predict_batch(
         }
         Ok(())
     })
+}
+
+// ---- asynchronous calls ----
+
+/// What is behind a request.
+struct FakeRequest {
+    cancelled: AtomicBool,
+    /// Whoever sets it calls the completion.
+    ended: AtomicBool,
+    /// Of a load, which ends when it is cancelled.
+    load: Option<Ending<Loaded>>,
+}
+
+type Predicted = unsafe extern "C" fn(*mut c_void, CmlStatus, *mut CmlResult, *mut CmlError);
+type Loaded = unsafe extern "C" fn(*mut c_void, CmlStatus, *mut CmlModel, *mut CmlError);
+
+/// A completion and what it wants back.
+#[derive(Clone, Copy)]
+struct Ending<F> {
+    done: F,
+    context: *mut c_void,
+}
+
+// SAFETY: the table lets completions be called on any thread, with their context.
+unsafe impl<F: Send> Send for Ending<F> {}
+// SAFETY: as above; it is called once, whoever holds it.
+unsafe impl<F: Sync> Sync for Ending<F> {}
+
+impl Ending<Predicted> {
+    fn call(&self, status: CmlStatus, result: *mut CmlResult, error: *mut CmlError) {
+        // SAFETY: function and context belong together; the handles become the caller's.
+        unsafe { (self.done)(self.context, status, result, error) };
+    }
+}
+
+impl Ending<Loaded> {
+    fn call(&self, status: CmlStatus, model: *mut CmlModel, error: *mut CmlError) {
+        // SAFETY: function and context belong together; the handles become the caller's.
+        unsafe { (self.done)(self.context, status, model, error) };
+    }
+}
+
+impl FakeRequest {
+    fn new(load: Option<Ending<Loaded>>) -> Arc<FakeRequest> {
+        Arc::new(FakeRequest { cancelled: AtomicBool::new(false), ended: AtomicBool::new(false), load })
+    }
+
+    /// True for the first who asks.
+    fn ends(&self) -> bool {
+        !self.ended.swap(true, Ordering::AcqRel)
+    }
+
+    fn check(&self) -> Answer<()> {
+        match self.cancelled.load(Ordering::Acquire) {
+            true => Err(Failure::Status(CML_CANCELLED, "the call was cancelled".to_owned())),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Handles that a thread keeps; they are numbers, which nobody follows.
+struct Kept {
+    model: *mut CmlModel,
+    state: *mut CmlState,
+    inputs: Vec<*mut CmlValue>,
+}
+
+// SAFETY: the handles are numbers.
+unsafe impl Send for Kept {}
+
+impl Kept {
+    fn new(model: *mut CmlModel, state: *mut CmlState, inputs: &[*mut CmlValue]) -> Kept {
+        retain(model.cast_const());
+        if !state.is_null() {
+            retain(state.cast_const());
+        }
+        inputs.iter().for_each(|input| retain(input.cast_const()));
+        Kept { model, state, inputs: inputs.to_vec() }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.inputs.iter().for_each(|input| let_go(input.cast_const()));
+        if !self.state.is_null() {
+            let_go(self.state.cast_const());
+        }
+        let_go(self.model.cast_const());
+    }
+}
+
+unsafe extern "C" fn model_predict_async(
+    model: *mut CmlModel,
+    state: *mut CmlState,
+    names: *const CmlStr,
+    inputs: *const *mut CmlValue,
+    n_inputs: usize,
+    options: *const CmlPredictOptions,
+    done: CmlPredictedFn,
+    context: *mut c_void,
+    request: *mut *mut CmlRequest,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    let found = fake_of(model);
+    guarded(found.as_ref().map(|(fake, _)| *fake), error, || {
+        // SAFETY: the caller gives its own out-pointer, or null.
+        unsafe { set(request, ptr::null_mut()) };
+        let (fake, entry) = found.as_ref().ok_or_else(|| invalid("a model that is not alive"))?;
+        let fake: &'static Fake = fake;
+        entry.check_thread();
+        let ending = Ending { done: done.ok_or_else(|| invalid("a null function"))?, context };
+        if fake.behaviour().old_system {
+            let why = "this system predicts only while one waits";
+            return Err(Failure::Status(CML_UNSUPPORTED, why.to_owned()));
+        }
+        // SAFETY: the options live for the call.
+        let options = unsafe { borrowed(options) }?;
+        if options.n_backings > 0 {
+            return Err(Failure::Status(CML_UNSUPPORTED, "backings without waiting".to_owned()));
+        }
+        let owned = |strings: &[CmlStr]| {
+            // SAFETY: the strings live for the call.
+            strings.iter().map(|string| unsafe { text(*string) }.map(str::to_owned)).collect::<Answer<_>>()
+        };
+        // SAFETY: the lists live for the call, and are as long as is said.
+        let names: Vec<String> = owned(unsafe { list(names, n_inputs) }?)?;
+        // SAFETY: as above.
+        let wanted: Vec<String> = owned(unsafe { list(options.wanted, options.n_wanted) }?)?;
+        // SAFETY: as above.
+        let kept = Kept::new(model, state, unsafe { list(inputs, n_inputs) }?);
+        let running = entry.enter_for_long().ok_or_else(busy)?;
+        let made = FakeRequest::new(None);
+        let mine = Arc::clone(&made);
+        let entry = Arc::clone(entry);
+        thread::spawn(move || {
+            let mut result = ptr::null_mut();
+            let mut error = ptr::null_mut();
+            let status = guarded(Some(fake), &mut error, || {
+                let names: Vec<CmlStr> = names.iter().map(|name| name.as_str().into()).collect();
+                let wanted: Vec<CmlStr> = wanted.iter().map(|name| name.as_str().into()).collect();
+                let options = CmlPredictOptions {
+                    size: size_of::<CmlPredictOptions>() as u32,
+                    reserved: 0,
+                    wanted: wanted.as_ptr(),
+                    n_wanted: wanted.len(),
+                    backing_names: ptr::null(),
+                    backings: ptr::null(),
+                    n_backings: 0,
+                };
+                let (first, inputs) = (names.as_ptr(), &kept.inputs);
+                // SAFETY: the lists are this thread's own, and as long as is said.
+                let made = unsafe {
+                    predict(fake, &entry, kept.state, first, inputs.as_ptr(), inputs.len(), &options)
+                };
+                mine.check()?;
+                result = hand_out::<CmlResult>(fake, made?);
+                Ok(())
+            });
+            // The caller's handles are free again before he hears of the end.
+            drop(running);
+            drop(entry);
+            drop(kept);
+            ending.call(status, result, error);
+        });
+        // SAFETY: as above.
+        unsafe { offer(request, fake, made) };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn model_load_async(
+    this: *mut c_void,
+    path: CmlStr,
+    config: *const CmlConfig,
+    done: CmlLoadedFn,
+    context: *mut c_void,
+    request: *mut *mut CmlRequest,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    guarded(own(this), error, || {
+        // SAFETY: the caller gives its own out-pointer, or null.
+        unsafe { set(request, ptr::null_mut()) };
+        let fake = own(this).ok_or_else(|| invalid("a null self"))?;
+        let ending = Ending { done: done.ok_or_else(|| invalid("a null function"))?, context };
+        // SAFETY: path and configuration live for the call.
+        let path = unsafe { text(path) }?.to_owned();
+        // SAFETY: as above.
+        let config = unsafe { borrowed(config) }?;
+        // SAFETY: and so does the function's name.
+        let function = unsafe { text(config.function_name) }?.to_owned();
+        let made = FakeRequest::new(Some(ending));
+        let mine = Arc::clone(&made);
+        let home = thread::current().id();
+        thread::spawn(move || {
+            let mut model = ptr::null_mut();
+            let mut error = ptr::null_mut();
+            let status = guarded(Some(fake), &mut error, || {
+                let loaded = load(fake, &path, &function)?;
+                mine.check()?;
+                model = hand_out_to::<CmlModel>(fake, home, loaded);
+                Ok(())
+            });
+            if mine.ends() {
+                ending.call(status, model, error);
+            } else {
+                // Nobody waits for it any more.
+                release(error);
+                if !model.is_null() {
+                    let_go(model.cast_const());
+                }
+            }
+        });
+        // SAFETY: as above.
+        unsafe { offer(request, fake, made) };
+        Ok(())
+    })
+}
+
+/// Gives the caller a handle of the request, if he wants one.
+///
+/// # Safety
+/// `place` is null or may be written.
+unsafe fn offer(place: *mut *mut CmlRequest, fake: &'static Fake, request: Arc<FakeRequest>) {
+    if !place.is_null() {
+        // SAFETY: the caller promises it.
+        unsafe { set(place, hand_out::<CmlRequest>(fake, request)) };
+    }
+}
+
+unsafe extern "C" fn request_cancel(request: *mut CmlRequest) {
+    if request.is_null() {
+        return;
+    }
+    let Some((fake, entry)) = fake_of(request.cast_const()) else { return };
+    let Some(found) = entry.object::<Arc<FakeRequest>>() else { return };
+    found.cancelled.store(true, Ordering::Release);
+    if let Some(ending) = &found.load
+        && found.ends()
+    {
+        let mut error = ptr::null_mut();
+        let status = guarded(Some(fake), &mut error, || found.check());
+        ending.call(status, ptr::null_mut(), error);
+    }
+}
+
+unsafe extern "C" fn request_release(request: *mut CmlRequest) {
+    release(request);
 }
 
 unsafe extern "C" fn function_names(

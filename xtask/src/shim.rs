@@ -652,6 +652,38 @@ const PLANTS: &[Plant] = &[
         edits: &[("src/cml_predict.m", "    cml_result_free(call.result);\n", "")],
     },
     Plant {
+        name: "an answer that comes early finds its request freed",
+        caught_by: CaughtBy::Address,
+        tests: "predict_async",
+        says: "heap-use-after-free",
+        edits: &[(
+            "src/cml_predict.m",
+            "  cml_handle_retain(prediction); /* the answer may come, and let go, before `begin` returns */\n",
+            "",
+        )],
+    },
+    Plant {
+        name: "an asynchronous prediction does not keep its inputs",
+        caught_by: CaughtBy::Address,
+        tests: "predict_async",
+        says: "heap-use-after-free",
+        edits: &[("src/cml_predict.m", "    cml_value_retain(inputs[i]);\n", "")],
+    },
+    Plant {
+        name: "a cancelled load ends twice",
+        caught_by: CaughtBy::Driver,
+        tests: "load_async",
+        says: "load_async",
+        edits: &[("src/cml_request.m", "  if (atomic_exchange(&request->ended, true)) return;\n", "")],
+    },
+    Plant {
+        name: "a load that nobody waits for any more is leaked",
+        caught_by: CaughtBy::Driver,
+        tests: "load_async",
+        says: "objects",
+        edits: &[("src/cml_request.m", "    cml_model_release(model);\n", "")],
+    },
+    Plant {
         name: "a release too many",
         caught_by: CaughtBy::Zombies,
         tests: "predict_every_kind",

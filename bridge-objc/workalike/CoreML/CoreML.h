@@ -315,6 +315,15 @@ typedef NS_ENUM(NSInteger, MLImageSizeConstraintType) {
                                               usingState:(MLState *)state
                                                  options:(MLPredictionOptions *)options
                                                    error:(NSError **)error;
+- (void)predictionFromFeatures:(id<MLFeatureProvider>)input
+                       options:(MLPredictionOptions *)options
+             completionHandler:(void (^)(id<MLFeatureProvider> _Nullable output,
+                                         NSError *_Nullable error))completionHandler;
+- (void)predictionFromFeatures:(id<MLFeatureProvider>)inputFeatures
+                    usingState:(MLState *)state
+                       options:(MLPredictionOptions *)options
+             completionHandler:(void (^)(id<MLFeatureProvider> _Nullable output,
+                                         NSError *_Nullable error))completionHandler;
 - (nullable id<MLBatchProvider>)predictionsFromBatch:(id<MLBatchProvider>)inputBatch
                                              options:(MLPredictionOptions *)options
                                                error:(NSError **)error;

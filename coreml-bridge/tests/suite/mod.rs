@@ -2,6 +2,9 @@
 
 use std::{
     error::Error as _,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
     thread,
     time::{Duration, Instant},
 };
@@ -337,6 +340,131 @@ pub(crate) fn a_value_has_one_type_whatever_made_it(subject: &Subject) {
     }
 }
 
+/// What a future gives, polled on this thread whenever it is woken.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
+        assert!(Instant::now() < deadline, "the future was never woken");
+    }
+}
+
+pub(crate) fn a_prediction_without_waiting_gives_the_same(subject: &Subject) {
+    let model = subject.load();
+    let given = Tensor::from_vec(subject.given.shape(), subject.given.to_vec::<f32>().unwrap()).unwrap();
+    let inputs = Features::new().with(subject.input, given.clone());
+    for wanted in [None, Some(&[subject.output][..])] {
+        let options = || PredictOptions { wanted, ..PredictOptions::default() };
+        let pending = model.predict_async(&inputs, options()).unwrap();
+        subject.assert_expected(&pending.wait().unwrap().outputs);
+        let prediction = block_on(model.predict_async(&inputs, options()).unwrap()).unwrap();
+        subject.assert_expected(&prediction.outputs);
+        assert!(wanted.is_none() || prediction.outputs.len() == 1);
+    }
+    // With a state; afterwards it is free again.
+    let mut state = model.new_state().unwrap();
+    for _ in 0..2 {
+        let options = PredictOptions { state: Some(&mut state), ..PredictOptions::default() };
+        subject.assert_expected(&block_on(model.predict_async(&inputs, options).unwrap()).unwrap().outputs);
+    }
+    drop(inputs);
+    await_unshared(&given);
+}
+
+pub(crate) fn a_prediction_without_waiting_keeps_what_it_uses(subject: &Subject) {
+    let pending = {
+        let model = subject.load();
+        let given = Tensor::from_vec(subject.given.shape(), subject.given.to_vec::<f32>().unwrap()).unwrap();
+        let inputs = Features::new().with(subject.input, given);
+        model.predict_async(&inputs, PredictOptions::default()).unwrap()
+    };
+    subject.assert_expected(&pending.wait().unwrap().outputs);
+}
+
+pub(crate) fn a_prediction_that_nobody_waits_for_is_let_go(subject: &Subject) {
+    let model = subject.load();
+    for _ in 0..8 {
+        drop(model.predict_async(&subject.inputs(), PredictOptions::default()).unwrap());
+        // Taken until the framework has let go of it.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            match model.predict(&subject.inputs()) {
+                Ok(outputs) => break subject.assert_expected(&outputs),
+                Err(Error::Busy { .. }) => thread::sleep(Duration::from_millis(1)),
+                Err(error) => panic!("{error:?}"),
+            }
+            assert!(Instant::now() < deadline, "the model is still taken");
+        }
+    }
+}
+
+pub(crate) fn a_cancelled_prediction_ends_once(subject: &Subject) {
+    let model = subject.load();
+    for _ in 0..8 {
+        let pending = model.predict_async(&subject.inputs(), PredictOptions::default()).unwrap();
+        pending.cancel();
+        pending.cancel();
+        match pending.wait() {
+            // It was there already.
+            Ok(prediction) => subject.assert_expected(&prediction.outputs),
+            Err(error) => {
+                assert!(
+                    matches!(&error, Error::Predict { source, .. } if source.status == Status::Cancelled)
+                );
+            }
+        }
+        subject.assert_expected(&model.predict(&subject.inputs()).unwrap());
+    }
+}
+
+pub(crate) fn a_prediction_that_cannot_begin_is_an_error_at_once(subject: &Subject) {
+    let model = subject.load();
+    let error = model.predict_async(&Features::new(), PredictOptions::default()).unwrap_err();
+    assert!(matches!(&error, Error::MissingInput { .. }), "{error:?}");
+    let backing = Tensor::zeros(subject.expected.dtype(), subject.expected.shape()).unwrap();
+    let backings = vec![(subject.output.to_owned(), backing)];
+    let options = PredictOptions { backings, ..PredictOptions::default() };
+    let error = model.predict_async(&subject.inputs(), options).unwrap_err();
+    assert!(matches!(&error, Error::Unsupported { .. }), "{error:?}");
+    subject.assert_expected(&model.predict(&subject.inputs()).unwrap());
+}
+
+pub(crate) fn a_model_loaded_without_waiting_is_the_same_model(subject: &Subject) {
+    let model = subject.bridge.load_async(&subject.path, &Config::default()).unwrap().wait().unwrap();
+    subject.assert_expected(&model.predict(&subject.inputs()).unwrap());
+    let again = block_on(subject.bridge.load_async(&subject.path, &Config::default()).unwrap()).unwrap();
+    assert_eq!(again.description(), subject.load().description());
+    let missing = subject.bridge.load_async("no/such/model.mlpackage", &Config::default()).unwrap();
+    let error = block_on(missing).map(|_| ()).unwrap_err();
+    assert!(matches!(&error, Error::Load { source, .. } if source.status == Status::NotFound), "{error:?}");
+}
+
+pub(crate) fn a_cancelled_load_ends_once(subject: &Subject) {
+    for _ in 0..4 {
+        drop(subject.bridge.load_async(&subject.path, &Config::default()).unwrap());
+        let pending = subject.bridge.load_async(&subject.path, &Config::default()).unwrap();
+        pending.cancel();
+        match pending.wait() {
+            Ok(model) => subject.assert_expected(&model.predict(&subject.inputs()).unwrap()),
+            Err(error) => {
+                assert!(matches!(&error, Error::Load { source, .. } if source.status == Status::Cancelled));
+            }
+        }
+    }
+}
+
 /// One test of each function above for a bridge.
 macro_rules! mount {
     ($subject:path: $($(#[$meta:meta])* $test:ident)*) => {
@@ -373,6 +501,13 @@ macro_rules! mount {
             the_state_of_a_model_without_states_is_empty
             an_unknown_function_is_refused
             a_value_has_one_type_whatever_made_it
+            a_prediction_without_waiting_gives_the_same
+            a_prediction_without_waiting_keeps_what_it_uses
+            a_prediction_that_nobody_waits_for_is_let_go
+            a_cancelled_prediction_ends_once
+            a_prediction_that_cannot_begin_is_an_error_at_once
+            a_model_loaded_without_waiting_is_the_same_model
+            a_cancelled_load_ends_once
         }
     };
 }

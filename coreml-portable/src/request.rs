@@ -1,0 +1,252 @@
+//! Asynchronous calls: a thread each, and one end exactly.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use coreml_sys::{
+    CML_CANCELLED, CML_OK, CML_OUT_OF_MEMORY, CmlConfig, CmlError, CmlLoadedFn, CmlModel, CmlPredictOptions,
+    CmlPredictedFn, CmlRequest, CmlState, CmlStatus, CmlStr, CmlValue,
+};
+
+use crate::arguments::{self, place};
+use crate::error::{Failure, completion, slot};
+use crate::live::{Kind, Live};
+use crate::model::{self, Options};
+use crate::value::{self, Value};
+
+/// What a `CmlRequest` handle points to; the thread that answers counts it, too.
+struct RequestObject {
+    cancelled: AtomicBool,
+    /// Whoever sets it calls the completion.
+    ended: AtomicBool,
+    /// Of a load: cancelling it is its end. A prediction ends when it has let go of its inputs.
+    load: Option<Loaded>,
+    _live: Live,
+}
+
+impl RequestObject {
+    fn new(load: Option<Loaded>) -> Arc<Self> {
+        Arc::new(Self {
+            cancelled: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            load,
+            _live: Live::new(Kind::Request),
+        })
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// True for the first who asks.
+    fn ends(&self) -> bool {
+        !self.ended.swap(true, Ordering::AcqRel)
+    }
+
+    /// A failure once the caller has cancelled.
+    fn check(&self, what: &str) -> Result<(), Failure> {
+        let cancelled = || Failure::new(CML_CANCELLED, format!("the {what} was cancelled"));
+        if self.is_cancelled() { Err(cancelled()) } else { Ok(()) }
+    }
+}
+
+/// A completion with the context that its caller wants back.
+struct Completion<F> {
+    done: F,
+    context: *mut c_void,
+}
+
+// SAFETY: the table's contract lets the completion be called on any thread, with its context.
+unsafe impl<F: Send> Send for Completion<F> {}
+// SAFETY: as above; it is called once, whoever holds it.
+unsafe impl<F: Sync> Sync for Completion<F> {}
+
+type Predicted =
+    Completion<unsafe extern "C" fn(*mut c_void, CmlStatus, *mut coreml_sys::CmlResult, *mut CmlError)>;
+type Loaded = Completion<unsafe extern "C" fn(*mut c_void, CmlStatus, *mut CmlModel, *mut CmlError)>;
+
+impl Predicted {
+    fn call(&self, outcome: Result<model::ResultObject, (CmlStatus, *mut CmlError)>) {
+        let (status, result, error) = match outcome {
+            Ok(made) => (CML_OK, made.into_handle(), std::ptr::null_mut()),
+            Err((status, error)) => (status, std::ptr::null_mut(), error),
+        };
+        // SAFETY: function and context belong together; the handles are +1 and become the caller's.
+        unsafe { (self.done)(self.context, status, result, error) };
+    }
+}
+
+impl Loaded {
+    fn call(&self, outcome: Result<*mut CmlModel, (CmlStatus, *mut CmlError)>) {
+        let (status, model, error) = match outcome {
+            Ok(model) => (CML_OK, model, std::ptr::null_mut()),
+            Err((status, error)) => (status, std::ptr::null_mut(), error),
+        };
+        // SAFETY: function and context belong together; the handles are +1 and become the caller's.
+        unsafe { (self.done)(self.context, status, model, error) };
+    }
+}
+
+fn start(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+    let started = thread::Builder::new().name(name.to_owned()).spawn(body);
+    let started = started.map_err(|error| {
+        Failure::new(CML_OUT_OF_MEMORY, format!("no thread can be started for the call: {error}"))
+    });
+    started.map(drop)
+}
+
+/// Gives the caller a count of the request, if he wants one.
+///
+/// # Safety
+/// `place` must be NULL or valid for a write.
+unsafe fn hand_out(place: *mut *mut CmlRequest, request: &Arc<RequestObject>) {
+    if !place.is_null() {
+        // SAFETY: not NULL; the rest is the caller's promise.
+        unsafe { place.write(Arc::into_raw(Arc::clone(request)).cast_mut().cast()) };
+    }
+}
+
+pub(crate) unsafe extern "C" fn model_predict_async(
+    model: *mut CmlModel,
+    state: *mut CmlState,
+    names: *const CmlStr,
+    inputs: *const *mut CmlValue,
+    n_inputs: usize,
+    predict_options: *const CmlPredictOptions,
+    done: CmlPredictedFn,
+    context: *mut c_void,
+    request: *mut *mut CmlRequest,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    let body = || {
+        let began = Instant::now();
+        // SAFETY: the table's contract on `request`.
+        if let Ok(mut request) = unsafe { place(request, "request") } {
+            request.set(std::ptr::null_mut());
+        }
+        let completion_of =
+            Completion { done: done.ok_or_else(|| Failure::null("the completion"))?, context };
+        // SAFETY: the table's contract on `model`.
+        let object = unsafe { model::borrow_model(model) }?;
+        // SAFETY: the table's contract on `state`.
+        let state = unsafe { model::borrow_state(state) };
+        // SAFETY: the table's contract on the arrays.
+        let names = unsafe { model::texts(names, n_inputs, "the names of the inputs") }?;
+        // SAFETY: as above.
+        let handles = unsafe { arguments::slice(inputs, n_inputs, "the inputs") }?;
+        // SAFETY: the table's contract on `predict_options`.
+        let options = unsafe { model::options(predict_options) }?;
+        if !options.backings.is_empty() {
+            return Err(Failure::unsupported("an asynchronous prediction takes no output backings"));
+        }
+        // SAFETY: live handles by the table's contract.
+        let values = handles.iter().map(|&handle| unsafe { value::share(handle) });
+        let values = values.collect::<Result<Vec<Arc<Value>>, _>>()?;
+        // What cannot begin is the slot's answer.
+        for value in &values {
+            drop(value.lend()?);
+        }
+        let mut session = object.session.write_shared()?;
+        let mut state = state.map(|object| object.state.write_shared()).transpose()?;
+        let model = object.model.clone();
+        let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        let wanted: Vec<String> = options.wanted.into_iter().map(str::to_owned).collect();
+        let made = RequestObject::new(None);
+        // Before the thread starts: the completion may be called before this slot returns.
+        let running = Arc::clone(&made);
+        let read = model::nanoseconds(began);
+        start("coreml-predict", move || {
+            let outcome = completion(|| {
+                running.check("prediction")?;
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                let borrowed: Vec<&Value> = values.iter().map(|value| &**value).collect();
+                let wanted = wanted.iter().map(String::as_str).collect();
+                let options = Options { wanted, backings: Vec::new() };
+                let made =
+                    model::predict(&model, &mut session, state.as_deref_mut(), &names, &borrowed, &options);
+                running.check("prediction")?;
+                let mut made = made?;
+                made.prepared_in(read);
+                Ok(made)
+            });
+            // The caller's handles are free again before he hears of the end.
+            drop((session, state, values, model));
+            if running.ends() {
+                completion_of.call(outcome);
+            }
+        })?;
+        // SAFETY: the table's contract on `request`.
+        unsafe { hand_out(request, &made) };
+        Ok(())
+    };
+    // SAFETY: the table's contract on `error`.
+    unsafe { slot(error, body) }
+}
+
+pub(crate) unsafe extern "C" fn model_load_async(
+    _self: *mut c_void,
+    path: CmlStr,
+    config: *const CmlConfig,
+    done: CmlLoadedFn,
+    context: *mut c_void,
+    request: *mut *mut CmlRequest,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    let body = || {
+        // SAFETY: the table's contract on `request`.
+        if let Ok(mut request) = unsafe { place(request, "request") } {
+            request.set(std::ptr::null_mut());
+        }
+        let completion_of =
+            Completion { done: done.ok_or_else(|| Failure::null("the completion"))?, context };
+        // SAFETY: the path is borrowed for the call.
+        let path = unsafe { arguments::text(path, "the path") }?.to_owned();
+        // SAFETY: the table's contract on `config`.
+        let (function, threads) = unsafe { model::configuration(config) }?;
+        let function = function.map(str::to_owned);
+        let made = RequestObject::new(Some(completion_of));
+        let running = Arc::clone(&made);
+        start("coreml-load", move || {
+            let outcome = completion(|| {
+                running.check("load")?;
+                model::load_handle(&path, function.as_deref(), threads)
+            });
+            match &running.load {
+                Some(loaded) if running.ends() => loaded.call(outcome),
+                // Nobody waits for it any more.
+                _ => match outcome {
+                    // SAFETY: the handle was just made, and nobody else has it.
+                    Ok(model) => unsafe { model::model_release(model) },
+                    // SAFETY: as above.
+                    Err((_, error)) => unsafe { crate::error::error_free(error) },
+                },
+            }
+        })?;
+        // SAFETY: the table's contract on `request`.
+        unsafe { hand_out(request, &made) };
+        Ok(())
+    };
+    // SAFETY: the table's contract on `error`.
+    unsafe { slot(error, body) }
+}
+
+pub(crate) unsafe extern "C" fn request_cancel(request: *mut CmlRequest) {
+    // SAFETY: NULL or a live handle of this bridge.
+    let Some(object) = (unsafe { request.cast::<RequestObject>().as_ref() }) else { return };
+    object.cancelled.store(true, Ordering::Release);
+    if let Some(loaded) = &object.load
+        && object.ends()
+    {
+        loaded.call(completion(|| object.check("load").map(|()| std::ptr::null_mut())));
+    }
+}
+
+pub(crate) unsafe extern "C" fn request_release(request: *mut CmlRequest) {
+    if !request.is_null() {
+        // SAFETY: the caller gives back the count of `hand_out`, once.
+        drop(unsafe { Arc::from_raw(request.cast::<RequestObject>()) });
+    }
+}
