@@ -8,6 +8,10 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+/// What `cargo xtask install-c` installs with.
+#[path = "../../xtask/src/install_c.rs"]
+mod install_c;
+
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
@@ -20,17 +24,23 @@ fn libraries() -> PathBuf {
     folder.unwrap_or_else(|| panic!("no library in or above {}", deps.display())).to_owned()
 }
 
-fn build(name: &str, link: &[&str]) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let program = folder.join(name);
-    let include = repository().join("bridge-objc/include");
+/// Compiles the example: `how` it finds the headers, and what it is `link`ed with.
+fn build_with(name: &str, how: &[String], link: &[String]) -> PathBuf {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let mut compiler = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".to_owned()));
-    compiler.args(["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I"]).arg(include);
-    compiler.arg(repository().join("bridge-objc/examples/predict.c")).arg("-o").arg(&program);
-    compiler.arg("-L").arg(libraries()).args(link);
+    compiler.args(["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]).args(how);
+    compiler.arg(repository().join("bridge-objc/examples/predict.c")).arg("-o").arg(&program).args(link);
     let output = compiler.output().expect("there is a C compiler");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     program
+}
+
+fn build(name: &str, link: &[&str]) -> PathBuf {
+    let path = |flag: &str, folder: PathBuf| format!("{flag}{}", folder.display());
+    let include = [path("-I", repository().join("bridge-objc/include"))];
+    let link =
+        [&[path("-L", libraries())], &link.iter().map(|&word| word.to_owned()).collect::<Vec<_>>()[..]];
+    build_with(name, &include, &link.concat())
 }
 
 fn run(program: &Path, arguments: &[&str], numbers: &str) -> Output {
@@ -91,6 +101,43 @@ fn predicts(program: &Path) {
         assert!(!output.status.success() && complaint.contains(why), "{arguments:?}: {complaint}");
         assert!(output.stdout.is_empty(), "{arguments:?}");
     }
+}
+
+/// What pkg-config says of a library that was installed in `prefix`.
+fn pkg_config(prefix: &Path, arguments: &[&str]) -> Vec<String> {
+    let mut command = Command::new("pkg-config");
+    command.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig")).args(arguments);
+    let output = command.output().expect("there is a pkg-config");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8(output.stdout).expect("pkg-config answers in UTF-8");
+    said.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn an_installed_library_is_found_by_pkg_config() {
+    let before = Path::new(env!("CARGO_TARGET_TMPDIR")).join("install-before");
+    let prefix = before.with_file_name("install-after");
+    for folder in [&before, &prefix] {
+        let _ = fs::remove_dir_all(folder);
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    let written = install_c::install(&repository(), &libraries(), &before, version).expect("it installs");
+    assert_eq!(written.len(), 6, "{written:?}");
+    // What is installed may be moved.
+    fs::rename(&before, &prefix).expect("the folder moves");
+    for name in ["coreml-portable", "coreml-portable-static"] {
+        let headers = pkg_config(&prefix, &["--cflags", name]);
+        let link = pkg_config(&prefix, &["--libs", name]);
+        let program = build_with(&format!("predict-{name}"), &headers, &link);
+        assert_eq!(pkg_config(&prefix, &["--modversion", name]), [version]);
+        let needed = Command::new("ldd").arg(&program).output().expect("there is an ldd").stdout;
+        let shared = String::from_utf8_lossy(&needed).contains("coreml_portable_c");
+        assert_eq!(shared, name == "coreml-portable", "the other library was linked");
+        predicts(&program);
+    }
+    let error = install_c::install(&repository(), &prefix.join("no"), &prefix, version).unwrap_err();
+    assert!(error.to_string().contains("libcoreml_portable_c.a"), "{error}");
+    fs::remove_dir_all(&prefix).expect("it is the test's own");
 }
 
 #[test]

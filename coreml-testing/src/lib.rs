@@ -23,6 +23,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod differential;
 mod fake;
 mod gate;
 mod objects;

@@ -5,14 +5,17 @@ mod asan;
 mod bench;
 mod bindings;
 mod conformance;
+mod differential;
 mod fuzz;
+mod install_c;
 mod layers;
 mod models;
 mod prove;
 mod run;
 mod shim;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use clap::{Parser, Subcommand};
 
@@ -42,6 +45,9 @@ enum Verb {
     /// Run coremltools' own tests against the portable engine (needs Python 3.11, PyPI and gigabytes).
     #[command(after_help = "Example: cargo xtask conformance --sample 1/40 --only ops/tests/iOS14")]
     Conformance(conformance::Arguments),
+    /// Hold Core ML against the portable engine, on every model there is (needs a Mac).
+    #[command(after_help = "Example: cargo xtask differential --only nn/conv")]
+    Differential(differential::Arguments),
     /// Run the fuzz targets (needs a nightly compiler and cargo-fuzz).
     #[command(after_help = "Example: cargo xtask fuzz model --seconds 600")]
     Fuzz {
@@ -50,6 +56,12 @@ enum Verb {
         /// How long each target runs.
         #[arg(long, default_value_t = 60)]
         seconds: u32,
+    },
+    /// Build the C library and install it, with its headers and files for pkg-config.
+    InstallC {
+        /// Where to: `lib` and `include` are made there.
+        #[arg(long, value_name = "FOLDER")]
+        prefix: PathBuf,
     },
     /// Prove with `cargo tree` that the arrows between the crates point down.
     Layers,
@@ -81,6 +93,18 @@ fn root() -> PathBuf {
     root
 }
 
+/// Builds the C library, optimised, and puts it into `prefix`.
+fn install_library(root: &Path, prefix: &Path) -> anyhow::Result<()> {
+    let mut cargo = Command::new("cargo");
+    run::visible(cargo.current_dir(root).args(["build", "--release", "--package", "coreml-capi"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let built = target.join("release");
+    for path in install_c::install(root, &built, prefix, env!("CARGO_PKG_VERSION"))? {
+        println!("{}", path.display());
+    }
+    Ok(())
+}
+
 fn main() -> anyhow::Result<()> {
     let root = root();
     match Arguments::parse().verb {
@@ -89,7 +113,9 @@ fn main() -> anyhow::Result<()> {
         Verb::Bench(arguments) => bench::run(&root, &arguments),
         Verb::Bindings { check } => bindings::run(&root, check),
         Verb::Conformance(arguments) => conformance::run(&root, &arguments),
+        Verb::Differential(arguments) => differential::run(&root, &arguments),
         Verb::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds),
+        Verb::InstallC { prefix } => install_library(&root, &prefix),
         Verb::Layers => layers::run(&root),
         Verb::Loom => prove::loom(&root),
         Verb::Models => models::run(&root),
