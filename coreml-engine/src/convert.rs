@@ -1,6 +1,7 @@
 //! Between the caller's features and the values of a program: checks every input against the description.
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rten::BufferPool;
 use rten_tensor::prelude::*;
 use rten_tensor::{Tensor, TensorView};
@@ -118,14 +119,14 @@ fn array_input<'a>(array: &ArrayRef<'a>, dtype: DType, pool: &BufferPool) -> Res
             Typed::Borrowed(view) => Ok(Entry::View(ValueView::I32(view))),
             Typed::Copied(tensor) => Ok(Entry::Owned(Value::I32(tensor))),
         },
-        ArrayDtype::Float32 => converted::<f32, i32>(array, pool, |x| x as i32),
-        ArrayDtype::Int32 => converted::<i32, f32>(array, pool, |x| x as f32),
-        ArrayDtype::Float16 if float => converted::<f16, f32>(array, pool, f16::to_f32),
-        ArrayDtype::Float16 => converted::<f16, i32>(array, pool, |x| x.to_f32() as i32),
-        ArrayDtype::Float64 if float => converted::<f64, f32>(array, pool, |x| x as f32),
-        ArrayDtype::Float64 => converted::<f64, i32>(array, pool, |x| x as i32),
-        ArrayDtype::Int8 if float => converted::<i8, f32>(array, pool, f32::from),
-        ArrayDtype::Int8 => converted::<i8, i32>(array, pool, i32::from),
+        ArrayDtype::Float32 => converted::<f32, i32>(array, pool, each(|x| x as i32)),
+        ArrayDtype::Int32 => converted::<i32, f32>(array, pool, each(|x| x as f32)),
+        ArrayDtype::Float16 if float => converted::<f16, f32>(array, pool, widen),
+        ArrayDtype::Float16 => converted::<f16, i32>(array, pool, each(|x: f16| x.to_f32() as i32)),
+        ArrayDtype::Float64 if float => converted::<f64, f32>(array, pool, each(|x| x as f32)),
+        ArrayDtype::Float64 => converted::<f64, i32>(array, pool, each(|x| x as i32)),
+        ArrayDtype::Int8 if float => converted::<i8, f32>(array, pool, each(f32::from)),
+        ArrayDtype::Int8 => converted::<i8, i32>(array, pool, each(i32::from)),
     }
 }
 
@@ -154,10 +155,22 @@ fn typed<'a, T: bytemuck::AnyBitPattern>(array: &ArrayRef<'a>) -> Result<Typed<'
     }
 }
 
+fn each<T: Copy, U>(f: impl Fn(T) -> U) -> impl Fn(&mut Vec<U>, &[T]) {
+    move |out, all| out.extend(all.iter().map(|&x| f(x)))
+}
+
+/// A block at a time, for the processor converts several at once.
+fn widen(out: &mut Vec<f32>, halves: &[f16]) {
+    let begin = out.len();
+    out.resize(begin + halves.len(), 0.0);
+    halves.convert_to_f32_slice(&mut out[begin..]);
+}
+
+/// An input of another type than the program's; `append` converts elements.
 fn converted<'a, T, U>(
     array: &ArrayRef<'a>,
     pool: &BufferPool,
-    f: impl Fn(T) -> U,
+    append: impl Fn(&mut Vec<U>, &[T]),
 ) -> Result<Entry<'a>, Mismatch>
 where
     T: bytemuck::AnyBitPattern,
@@ -166,8 +179,8 @@ where
     let convert = |view: TensorView<'_, T>| {
         let mut data = pool.alloc::<U>(view.len());
         match view.data() {
-            Some(dense) => data.extend(dense.iter().map(|&x| f(x))),
-            None => data.extend(view.iter().map(|&x| f(x))),
+            Some(dense) => append(&mut data, dense),
+            None => append(&mut data, &view.to_vec()),
         }
         Tensor::from_data(array.shape, data)
     };
@@ -451,7 +464,11 @@ fn elements(view: &ValueView<'_>, dtype: ArrayDtype) -> Elements {
     match view {
         ValueView::F32(t) => match dtype {
             ArrayDtype::Float32 => Elements::Float32(t.to_vec()),
-            ArrayDtype::Float16 => Elements::Float16(t.iter().map(|&x| f16::from_f32(x)).collect()),
+            ArrayDtype::Float16 => {
+                let mut halves = vec![f16::ZERO; t.len()];
+                halves[..].convert_from_f32_slice(t.to_contiguous().data());
+                Elements::Float16(halves)
+            }
             ArrayDtype::Float64 => Elements::Float64(t.iter().map(|&x| f64::from(x)).collect()),
             ArrayDtype::Int32 => Elements::Int32(t.iter().map(|&x| x as i32).collect()),
             ArrayDtype::Int8 => Elements::Int8(t.iter().map(|&x| x as i8).collect()),

@@ -2,7 +2,6 @@
 //!
 //! Semantics: coremltools, `mil/ops/defs/iOS15/elementwise_unary.py` and `iOS17/elementwise_unary.py`.
 
-use half::f16;
 use rayon::prelude::*;
 use rten_simd::SimdUnaryOp;
 use rten_tensor::Tensor;
@@ -12,6 +11,7 @@ use rten_vecmath as vecmath;
 use super::{Kernel, OpBuilder, OpDef, Run, parameter};
 use crate::error::{KernelError, OpError};
 use crate::ir::Opset::{Ios13, Ios17};
+use crate::ir::round_to_halves;
 use crate::types::DType;
 use crate::value::{Value, one};
 
@@ -200,7 +200,9 @@ fn cast(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
             (Value::F32(tensor), true) if !round => Value::F32(tensor),
             (Value::F32(mut tensor), true) => {
                 tensor.make_contiguous_in(run.pool());
-                map_in_place(&mut tensor, |x| f16::from_f32(x).to_f32());
+                if let Some(data) = tensor.data_mut() {
+                    in_pieces(data, round_to_halves);
+                }
                 Value::F32(tensor)
             }
             (Value::I32(mut tensor), false) => {
@@ -223,7 +225,7 @@ fn cast(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
                 let mut data = run.buffer::<f32>(tensor.shape())?;
                 data.extend(tensor.iter().map(|&x| x as f32));
                 if round {
-                    data.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32());
+                    round_to_halves(&mut data);
                 }
                 let made = Value::F32(Tensor::from_data(tensor.shape(), data));
                 run.recycle(tensor);
