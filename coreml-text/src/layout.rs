@@ -7,7 +7,7 @@ use coreml_bridge::{Dtype, Feature, Flexibility, ModelDescription, TensorSpec};
 
 /// A model that nobody here knows how to ask.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{path}: not a language model of a known layout: {reason}")]
+#[error("{path}: not a text model of a known layout: {reason}")]
 pub struct UnknownLayout {
     /// The model.
     pub path: String,
@@ -58,6 +58,25 @@ impl TensorPort {
             }
             Flexibility::Ranges(ranges) => ranges.get(axis).map_or(Some(own), |range| range.most),
         }
+    }
+
+    fn takes(&self, count: usize) -> bool {
+        self.spec.accepts(self.spec.dtype, &[1, count]).is_ok()
+    }
+
+    /// The length to pad `count` tokens to, in a port `[1, n]`.
+    pub(crate) fn padded(&self, count: usize) -> Option<usize> {
+        if self.takes(count) {
+            return Some(count);
+        }
+        match &self.spec.flexible {
+            Flexibility::Fixed => self.spec.shape.get(1).copied(),
+            Flexibility::Enumerated(shapes) => {
+                shapes.iter().filter_map(|shape| shape.get(1).copied()).filter(|&n| n >= count).min()
+            }
+            Flexibility::Ranges(ranges) => ranges.get(1).map(|range| range.least),
+        }
+        .filter(|&length| length >= count)
     }
 
     fn is_fixed(&self, axis: usize) -> bool {
@@ -188,35 +207,19 @@ impl Causal {
         if self.memory == Memory::None {
             return Ok(());
         }
-        if !self.takes(1) {
+        if !self.tokens.takes(1) {
             return Err(format!("`{}` takes no single token: {}", self.tokens.name, self.tokens.spec));
+        }
+        if let Some(padding) = &self.padding {
+            return Err(format!("nobody knows what `{}` ({}) hides of a memory", padding.name, padding.spec));
         }
         let says_where = self.positions.is_some() || (self.mask.is_some() && !self.mask_is_whole);
         if says_where { Ok(()) } else { Err("no input says how much has been read".into()) }
     }
 
-    fn takes(&self, count: usize) -> bool {
-        self.tokens.spec.accepts(Dtype::Int32, &[1, count]).is_ok()
-    }
-
     /// How many of `count` tokens to give the model at once. What has no memory takes all of them.
     pub(crate) fn chunk(&self, count: usize) -> usize {
-        (1..=count.min(CHUNK)).rev().find(|&n| self.takes(n)).unwrap_or(1)
-    }
-
-    /// For a model without memory: the length to pad `count` tokens to.
-    pub(crate) fn padded(&self, count: usize) -> Option<usize> {
-        if self.takes(count) {
-            return Some(count);
-        }
-        match &self.tokens.spec.flexible {
-            Flexibility::Fixed => Some(self.tokens.spec.shape[1]),
-            Flexibility::Enumerated(shapes) => {
-                shapes.iter().filter_map(|shape| shape.get(1).copied()).filter(|&n| n >= count).min()
-            }
-            Flexibility::Ranges(ranges) => ranges.get(1).map(|range| range.least),
-        }
-        .filter(|&length| length >= count)
+        (1..=count.min(CHUNK)).rev().find(|&n| self.tokens.takes(n)).unwrap_or(1)
     }
 }
 
@@ -232,5 +235,56 @@ impl fmt::Display for Causal {
             "tokens `{}`, logits `{}`, {memory}, context {}",
             self.tokens.name, self.logits, self.context
         )
+    }
+}
+
+/// What a sentence encoder wants, and where its vectors are.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Encoder {
+    pub(crate) tokens: TensorPort,
+    /// `[1, n]`: 1 for tokens, 0 for padding.
+    pub(crate) mask: Option<TensorPort>,
+    /// `[1, n]`: which of two texts a token is of.
+    pub(crate) types: Option<TensorPort>,
+    /// `[1, width]` or `[1, n, width]`.
+    pub(crate) output: Arc<str>,
+    /// The most tokens of a text; `None`: no bound.
+    pub(crate) length: Option<usize>,
+}
+
+impl Encoder {
+    /// What the description says.
+    pub(crate) fn find(path: &str, description: &ModelDescription) -> Result<Self, UnknownLayout> {
+        let unknown = |reason: String| UnknownLayout { path: path.to_owned(), reason };
+        if let Some(input) = description.inputs.iter().find(|i| !i.optional && i.kind.tensor().is_none()) {
+            return Err(unknown(format!("the input `{}` is no tensor", input.name)));
+        }
+        let mut rest: Vec<TensorPort> = description.inputs.iter().filter_map(TensorPort::of).collect();
+        let mut take =
+            |what: &dyn Fn(&TensorPort) -> bool| rest.iter().position(what).map(|index| rest.remove(index));
+        let row = |port: &TensorPort| port.rank() == 2 && port.spec.shape[0] == 1;
+        let mask = take(&|p| row(p) && p.plain().contains("mask"));
+        let types = take(&|p| row(p) && (p.plain().contains("type") || p.plain().contains("segment")));
+        let tokens = take(&|p| row(p) && p.spec.dtype == Dtype::Int32)
+            .ok_or_else(|| unknown("no input of tokens, int32 [1, n]".into()))?;
+        if let Some(port) = rest.first() {
+            return Err(unknown(format!("nobody knows what `{}` ({}) is for", port.name, port.spec)));
+        }
+        if mask.is_none() && tokens.padded(1) != Some(1) {
+            return Err(unknown("texts have to be padded, and no mask says where".into()));
+        }
+        let outputs: Vec<TensorPort> = description.outputs.iter().filter_map(TensorPort::of).collect();
+        let named = |parts: &[&str]| {
+            outputs.iter().find(|output| parts.iter().any(|part| output.plain().contains(part)))
+        };
+        let output = match &outputs[..] {
+            [only] => Some(only),
+            _ => named(&["embedding", "sentence", "pool"]).or_else(|| named(&["hiddenstate"])),
+        };
+        let output = output.ok_or_else(|| unknown("no output is known as an embedding".into()))?;
+        let ports = [Some(&tokens), mask.as_ref(), types.as_ref()];
+        let length = ports.into_iter().flatten().filter_map(|port| port.most(1)).min();
+        let output = Arc::clone(&output.name);
+        Ok(Self { output, tokens, mask, types, length })
     }
 }

@@ -1,9 +1,11 @@
-//! Text models through `coreml-client`: generation with or without a key-value cache, and constrained output.
+//! Text models through `coreml-client`: generation with or without a key-value cache, constrained output, embeddings.
 //!
 //! A [`TextModel`] is a causal language model that a client has loaded, with its tokenizer. [`TextModel::generate`] gives a
 //! [`TextStream`] of pieces as they are made; [`TextStream::complete`] waits for all of it. [`Sampling`] says how tokens are chosen,
 //! [`Constraint`] which form the text must have, and [`TextModel::choose`] asks how likely each of a few answers is, by the model's
 //! own probabilities.
+//!
+//! An [`Embedder`] is a sentence encoder with its tokenizer; [`Embedder::embed`] gives a text as a vector.
 //!
 //! # Layouts
 //!
@@ -20,6 +22,7 @@
 
 mod chat;
 mod constraint;
+mod embedding;
 mod error;
 mod generation;
 mod layout;
@@ -33,6 +36,7 @@ mod tokenizer;
 
 pub use chat::{ChatTemplate, ChatTemplateError, Message, Role};
 pub use constraint::{Constraint, ConstraintError};
+pub use embedding::{Embedder, Embedding, Pooling};
 pub use error::TextError;
 pub use generation::{Completion, FinishReason, Generation, Piece, TextTimings};
 pub use layout::UnknownLayout;

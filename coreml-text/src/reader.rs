@@ -169,7 +169,7 @@ impl Reader {
                 (outputs, end)
             }
             Store::None => {
-                let length = layout.padded(tokens.len()).unwrap_or(tokens.len());
+                let length = layout.tokens.padded(tokens.len()).unwrap_or(tokens.len());
                 let mut inputs = inputs(model, layout, tokens, 0, length)?;
                 if let Some(port) = &layout.padding {
                     let ones = padded(tokens.iter().map(|_| 1.0_f32), length);

@@ -11,7 +11,9 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 
 use crate::tokenizer::tests::bytes;
-use crate::{Completion, Constraint, FinishReason, Generation, Sampling, TextError, TextModel};
+use crate::{
+    Completion, Constraint, Embedder, FinishReason, Generation, Pooling, Sampling, TextError, TextModel,
+};
 
 const CONTEXT: usize = 256;
 const VOCABULARY: usize = 257;
@@ -341,4 +343,81 @@ async fn an_unknown_layout_says_what_is_missing() {
         let error = TextModel::new(&client, model_ref, bytes(), &[]).unwrap_err().to_string();
         assert!(error.contains(reason), "{error} does not say {reason}");
     }
+}
+
+/// A sentence encoder whose vector of a token is `[token, place]`, padding included, and as it is where `pooled`.
+fn encoder(pooled: bool) -> FakeBridge {
+    const LENGTH: usize = 8;
+    let port = |name| feature(name, "int32", &[1, LENGTH], None);
+    let output = if pooled { "sentence_embedding" } else { "last_hidden_state" };
+    let shape: &[usize] = if pooled { &[1, 2] } else { &[1, LENGTH, 2] };
+    let json = description(
+        &[port("input_ids"), port("attention_mask"), port("token_type_ids")],
+        &[feature(output, "float32", shape, None), feature("other", "float32", &[1], None)],
+        &[],
+    );
+    let compute = move |inputs: &Features| {
+        let get = |name| inputs.tensor(name).map(|t| t.to_vec::<i32>().unwrap()).map_err(|e| e.to_string());
+        let (ids, mask, types) = (get("input_ids")?, get("attention_mask")?, get("token_type_ids")?);
+        assert!(types.iter().all(|&of| of == 0) && mask.is_sorted_by(|a, b| a >= b));
+        let rows: Vec<f32> = ids.iter().enumerate().flat_map(|(i, &id)| [id as f32, i as f32]).collect();
+        let answer = if pooled { tensor(&[1, 2], vec![3.0, 4.0]) } else { tensor(&[1, LENGTH, 2], rows) };
+        Ok(Features::new().with(output, answer).with("other", tensor(&[1], vec![0.0])))
+    };
+    FakeBridge::builder().description(json).compute(compute).build()
+}
+
+#[tokio::test]
+async fn vectors_of_tokens_are_pooled_and_padding_does_not_count() {
+    for (pooled, pooling, expected) in [
+        (false, Pooling::Mean, vec![f32::from(b'b'), 1.0]),
+        (false, Pooling::First, vec![f32::from(b'a'), 0.0]),
+        (true, Pooling::Mean, vec![3.0, 4.0]),
+    ] {
+        let client = ModelClient::builder().bridge(encoder(pooled).bridge()).build();
+        let model_ref = client.load_model_async("fake.mlpackage").await.unwrap();
+        let embedder = Embedder::new(&client, model_ref, &bytes()).unwrap().pooling(pooling);
+        let plain = embedder.clone().normalised(false).embed("abc").await.unwrap();
+        assert_eq!((plain.vector.clone(), plain.tokens, plain.truncated), (expected, 3, false));
+        let unit = embedder.embed("abc").await.unwrap();
+        assert!((unit.similarity(&plain) - 1.0).abs() < 1e-6);
+        assert!((unit.vector.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-6);
+        let long = embedder.embed("abcdefghijk").await.unwrap();
+        assert_eq!((long.tokens, long.truncated), (8, true));
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_sentence_encoder_says_what_is_missing() {
+    let ids = || feature("ids", "int32", &[1, 8], None);
+    let mask = || feature("mask", "int32", &[1, 8], None);
+    let output = |name| feature(name, "float32", &[1, 2], None);
+    for (inputs, outputs, part) in [
+        (vec![feature("x", "float32", &[1, 8], None)], vec![output("y")], "no input of tokens"),
+        (vec![ids()], vec![output("y")], "no mask says where"),
+        (vec![ids(), mask(), feature("style", "float32", &[3], None)], vec![output("y")], "what `style`"),
+        (vec![ids(), mask()], vec![output("y"), output("z")], "no output is known"),
+    ] {
+        let fake = FakeBridge::builder().description(description(&inputs, &outputs, &[])).build();
+        let client = ModelClient::builder().bridge(fake.bridge()).build();
+        let model_ref = client.load_model_async("fake.mlpackage").await.unwrap();
+        let error = Embedder::new(&client, model_ref, &bytes()).unwrap_err();
+        assert!(matches!(error, TextError::UnknownLayout(_)), "{error:?}");
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_vector_is_refused() {
+    let json = description(
+        &[feature("ids", "int32", &[1, 8], None), feature("mask", "int32", &[1, 8], None)],
+        &[feature("y", "float32", &[], None)],
+        &[],
+    );
+    let compute = |_: &Features| Ok(Features::new().with("y", tensor(&[2, 3], vec![0.0; 6])));
+    let fake = FakeBridge::builder().description(json).compute(compute).build();
+    let client = ModelClient::builder().bridge(fake.bridge()).build();
+    let model_ref = client.load_model_async("fake.mlpackage").await.unwrap();
+    let error = Embedder::new(&client, model_ref, &bytes()).unwrap().embed("abc").await.unwrap_err();
+    assert_eq!(error.to_string(), "no embedding: `y` has the shape [2, 3], for 3 tokens");
 }

