@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coreml_client::{CompiledCache, Error, Features, InferenceRequest, ModelClient, ModelRef, Tensor};
+use coreml_client::{
+    CompiledCache, Config, Error, Features, InferenceRequest, ModelClient, ModelRef, Tensor,
+};
 use coreml_testing::FakeBridge;
 
 /// A compiler, and what it has done.
@@ -26,8 +28,7 @@ impl Compiler {
         self.compiled.load(Ordering::SeqCst)
     }
 
-    /// A client whose bridge loads only what this compiler made, from files that are whole, and counts as a compilation of
-    /// its own what it is given without.
+    /// A client whose bridge compiles with this, and does `work` half-way.
     fn client(
         &self,
         cache: CompiledCache,
@@ -257,6 +258,33 @@ fn whatever_is_wrong_with_the_cache_models_load() {
     let client =
         ModelClient::builder().bridge(fake.bridge()).compiled_cache(CompiledCache::new(&cache)).build();
     assert!(matches!(client.load_model(folder.path().join("absent.mlmodel")), Err(Error::Load { .. })));
+}
+
+#[test]
+fn an_entry_that_does_not_load_goes_if_its_source_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let path = model(folder.path(), "model.mlmodel", b"content");
+    let client = |loads: fn(&str) -> bool| {
+        let description = r#"{ "inputs": [], "outputs": [], "functions": ["main"], "function": "main" }"#;
+        let fake = FakeBridge::builder()
+            .describe(move |path| loads(path).then(|| description.to_owned()))
+            .compile(|source, folder| {
+                let made = folder.join("made.mlmodelc");
+                let copied = fs::create_dir(&made).and_then(|()| fs::copy(source, made.join("weights")));
+                copied.map(|_| made).map_err(|error| error.to_string())
+            })
+            .build();
+        let cache = CompiledCache::new(&cache);
+        ModelClient::builder().bridge(fake.bridge()).threads(1).compiled_cache(cache).build()
+    };
+    client(|path| !path.ends_with(".mlmodelc")).load_model(&path).unwrap();
+    assert!(entries(&cache).is_empty(), "it was the entry");
+    // A configuration that neither has is no fault of the entry.
+    let config = Config { function: Some("another".to_owned()), ..Config::default() };
+    let error = client(|_| true).load_model_with(&path, config).unwrap_err();
+    assert!(matches!(error, Error::Load { .. }), "{error:?}");
+    assert_eq!(entries(&cache).len(), 1);
 }
 
 #[test]
