@@ -1,7 +1,4 @@
 /* The description of a model, as JSON; docs/abi.md is the specification. */
-#include <stdlib.h>
-#include <string.h>
-
 #include "cml_internal.h"
 
 /* A range of sizes counts as unbounded from here on: Core ML writes "no upper bound" as one of several huge numbers. */
@@ -203,7 +200,7 @@ static void cml_describe_metadata(CmlJson *json, NSDictionary *metadata) {
   cml_json_close(json, '}');
 }
 
-static CmlStatus cml_describe(CmlModel *model, CmlJson *json, CmlBlob **blob, CmlError **error) {
+static void cml_describe(CmlModel *model, CmlJson *json) {
   MLModelDescription *description = model->model.modelDescription;
   cml_json_open(json, '{');
   cml_describe_features(json, "inputs", model->inputs);
@@ -238,22 +235,17 @@ static CmlStatus cml_describe(CmlModel *model, CmlJson *json, CmlBlob **blob, Cm
   }
   cml_describe_metadata(json, description.metadata);
   cml_json_close(json, '}');
-  return cml_json_finish(json, blob, error);
 }
 
 CmlStatus cml_model_describe(CmlModel *model, CmlBlob **blob, CmlError **error) {
-  CML_CLEAR(error);
-  if (blob == NULL) return cml_fail(error, CML_INVALID_ARGUMENT, "there is no place for the description");
-  *blob = NULL;
-  if (!cml_is(model, &cml_tag_model)) return cml_fail(error, CML_INVALID_ARGUMENT, "not a model of this bridge");
-  CmlStatus status = CML_OK;
-  if (!cml_enter(model, &status)) return cml_fail_busy(error, "model");
-  CmlJson json;
-  memset(&json, 0, sizeof json);
-  CML_TRY
-  status = cml_describe(model, &json, blob, error);
-  CML_CATCH(status, error)
-  free(json.bytes); /* what an exception left */
-  cml_leave(model, &status);
-  return status;
+  return cml_json_answer(blob, error, ^CmlStatus(CmlJson *json) {
+    if (!cml_is(model, &cml_tag_model)) return cml_fail(error, CML_INVALID_ARGUMENT, "not a model of this bridge");
+    if (!cml_enter(model, json)) return cml_fail_busy(error, "model");
+    @try {
+      cml_describe(model, json);
+    } @finally {
+      cml_leave(model, json);
+    }
+    return CML_OK;
+  });
 }

@@ -184,8 +184,9 @@ void cml_json_text(CmlJson *json, const char *text);
 void cml_json_int64(CmlJson *json, int64_t number);
 void cml_json_bool(CmlJson *json, bool value);
 void cml_json_name(CmlJson *json, NSString *key); /* a key that is data */
-/* Gives the text away as a blob, or frees it. */
-CmlStatus cml_json_finish(CmlJson *json, CmlBlob **blob, CmlError **error);
+/* The whole of a slot that answers JSON: `write` fills it in. Nothing unwinds, and nothing is left on failure. */
+typedef CmlStatus (^CmlJsonWriter)(CmlJson *json);
+CmlStatus cml_json_answer(CmlBlob **blob, CmlError **error, NS_NOESCAPE CmlJsonWriter write);
 
 /* ---- layouts of tensors ---- */
 

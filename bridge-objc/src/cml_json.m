@@ -90,7 +90,8 @@ void cml_json_bool(CmlJson *json, bool value) {
   cml_json_put(json, value ? "true" : "false", value ? 4 : 5);
 }
 
-CmlStatus cml_json_finish(CmlJson *json, CmlBlob **blob, CmlError **error) {
+/* Gives the text away as a blob, or frees it. */
+static CmlStatus cml_json_finish(CmlJson *json, CmlBlob **blob, CmlError **error) {
   char *bytes = json->bytes;
   json->bytes = NULL;
   if (json->failed) {
@@ -98,4 +99,20 @@ CmlStatus cml_json_finish(CmlJson *json, CmlBlob **blob, CmlError **error) {
     bytes = NULL;
   }
   return cml_blob_take(bytes, json->length, blob, error);
+}
+
+CmlStatus cml_json_answer(CmlBlob **blob, CmlError **error, NS_NOESCAPE CmlJsonWriter write) {
+  CML_CLEAR(error);
+  if (blob == NULL) return cml_fail(error, CML_INVALID_ARGUMENT, "there is no place for the answer");
+  *blob = NULL;
+  CmlStatus status = CML_OK;
+  CmlJson json;
+  memset(&json, 0, sizeof json);
+  CmlJson *place = &json;
+  CML_TRY
+  status = write(place);
+  if (status == CML_OK) status = cml_json_finish(place, blob, error);
+  CML_CATCH(status, error)
+  free(json.bytes); /* what a failure left */
+  return status;
 }

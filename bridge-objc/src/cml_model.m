@@ -263,7 +263,7 @@ static CmlStatus cml_compiled(CmlStr path, NSString **compiled, bool *made, CmlE
   return CML_OK;
 }
 
-static CmlStatus cml_names_at(CmlStr path, CmlJson *json, CmlBlob **blob, CmlError **error) {
+static CmlStatus cml_names_at(CmlStr path, CmlJson *json, CmlError **error) {
   NSString *compiled = nil;
   NSError *cause = nil;
   bool made = false, can = false;
@@ -277,7 +277,7 @@ static CmlStatus cml_names_at(CmlStr path, CmlJson *json, CmlBlob **blob, CmlErr
     cml_json_open(json, '[');
     for (NSString *name in names) cml_json_string(json, name);
     cml_json_close(json, ']');
-    return cml_json_finish(json, blob, error);
+    return CML_OK;
   } @finally {
     if (made) cml_remove(compiled);
   }
@@ -285,17 +285,9 @@ static CmlStatus cml_names_at(CmlStr path, CmlJson *json, CmlBlob **blob, CmlErr
 
 CmlStatus cml_function_names(void *self, CmlStr path, CmlBlob **blob, CmlError **error) {
   (void)self;
-  CML_CLEAR(error);
-  if (blob == NULL) return cml_fail(error, CML_INVALID_ARGUMENT, "there is no place for the names");
-  *blob = NULL;
-  CmlStatus status = CML_OK;
-  CmlJson json;
-  memset(&json, 0, sizeof json);
-  CML_TRY
-  status = cml_names_at(path, &json, blob, error);
-  CML_CATCH(status, error)
-  free(json.bytes); /* what an exception left */
-  return status;
+  return cml_json_answer(blob, error, ^CmlStatus(CmlJson *json) {
+    return cml_names_at(path, json, error);
+  });
 }
 
 static CmlStatus cml_load(CmlModel *model, CmlStr path, const CmlConfig *config, CmlError **error) {

@@ -1,7 +1,4 @@
 /* The table. */
-#include <stdlib.h>
-#include <string.h>
-
 #include "cml_internal.h"
 
 /* ---- what this bridge is ---- */
@@ -36,7 +33,7 @@ static void cml_info_devices(CmlJson *json) {
   cml_json_close(json, ']');
 }
 
-static CmlStatus cml_info(CmlJson *json, CmlBlob **blob, CmlError **error) {
+static void cml_info(CmlJson *json) {
   const char *dtypes[5], *features[12];
   size_t n_dtypes = 0, n_features = 0;
   dtypes[n_dtypes++] = "float32";
@@ -67,22 +64,14 @@ static CmlStatus cml_info(CmlJson *json, CmlBlob **blob, CmlError **error) {
   cml_info_list(json, "features", features, n_features);
   cml_info_devices(json);
   cml_json_close(json, '}');
-  return cml_json_finish(json, blob, error);
 }
 
 static CmlStatus cml_backend_info(void *self, CmlBlob **blob, CmlError **error) {
   (void)self;
-  CML_CLEAR(error);
-  if (blob == NULL) return cml_fail(error, CML_INVALID_ARGUMENT, "there is no place for the answer");
-  *blob = NULL;
-  CmlStatus status = CML_OK;
-  CmlJson json;
-  memset(&json, 0, sizeof json);
-  CML_TRY
-  status = cml_info(&json, blob, error);
-  CML_CATCH(status, error)
-  free(json.bytes); /* what an exception left */
-  return status;
+  return cml_json_answer(blob, error, ^CmlStatus(CmlJson *json) {
+    cml_info(json);
+    return CML_OK;
+  });
 }
 
 /* ---- every slot, in the order of the header ---- */

@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use coreml_engine::description::ModelDescription;
+use coreml_engine::structure::Structure;
 use coreml_engine::{ArrayRef, Input, LoadError, LoadOptions, Model, Output, Session, State, WeakModel};
 use coreml_sys::{
     CML_COMPUTE_ALL, CML_COMPUTE_CPU_AND_NEURAL_ENGINE, CML_COMPUTE_CPU_ONLY,
@@ -471,8 +472,9 @@ pub(crate) unsafe extern "C" fn function_names(
         let mut json = unsafe { out(json, "json") }?;
         // SAFETY: the path is borrowed for the call.
         let path = unsafe { arguments::text(path, "the path") }?;
-        let model = load(Path::new(path), None)?;
-        let text = serde_json::to_vec(&model.description().functions);
+        // Of the specification only: neither weights nor plans are needed to name functions.
+        let structure = Structure::read(Path::new(path))?;
+        let text = serde_json::to_vec(&structure.description.functions);
         json.set(blob::into_handle(text.map_err(|error| Failure::invalid(error.to_string()))?));
         Ok(())
     };

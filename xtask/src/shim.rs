@@ -33,9 +33,17 @@ pub(crate) fn run(root: &Path, known: Option<&Path>) -> Result<()> {
     report.step("clang's analyzer finds no leak and no over-release", || analyze(&shim, &shim.sources()))?;
     let plain = report.step("it compiles with -Wall -Wextra -Werror", || shim.build(Sanitizer::None))?;
     let address = report.step("... and with AddressSanitizer", || shim.build(Sanitizer::Address))?;
-    report.step("the driver passes", || drive(&plain, Way::Plain, "").map(drop))?;
-    report.step("... under AddressSanitizer", || drive(&address, Way::Address, "").map(drop))?;
-    report.step("... with zombies", || drive(&plain, Way::Zombies, "").map(drop))?;
+    // At once: each waits, for releases and answers that come late, most of its time.
+    report.step("the driver passes, plain, under AddressSanitizer and with zombies", || {
+        let ways = [(&plain, Way::Plain), (&address, Way::Address), (&plain, Way::Zombies)];
+        std::thread::scope(|scope| {
+            let running = ways.map(|(driver, way)| scope.spawn(move || drive(driver, way, "").map(drop)));
+            running.into_iter().try_for_each(|one| one.join().expect("driving does not panic"))
+        })
+    })?;
+    report.step("the suite of all bridges passes on the shim, on the engine and on the fake", || {
+        check_suite(root).map(drop)
+    })?;
     for plant in PLANTS {
         let title = format!("planted: {} ({})", plant.name, plant.caught_by.name());
         report.step(&title, || plant.must_be_caught(&shim, &plain, &address))?;
@@ -271,6 +279,60 @@ fn drive(driver: &Driver, way: Way, tests: &str) -> Result<String> {
     } else {
         Err(anyhow::Error::new(Failed(format!("the driver did not come to its end:\n{said}"))))
     }
+}
+
+// ---- the suite of all bridges ----
+
+/// The tests of a file of `coreml-bridge/tests`, by the module that they are in (empty: none).
+fn listed(listing: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut mounts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for test in listing.lines().filter_map(|line| line.strip_suffix(": test")) {
+        let (mount, name) = test.rsplit_once("::").unwrap_or(("", test));
+        mounts.entry(mount.to_owned()).or_default().insert(name.to_owned());
+    }
+    mounts
+}
+
+/// The tests that the suite declares.
+fn declared(suite: &str) -> BTreeSet<String> {
+    let declarations = suite.lines().filter_map(|line| line.strip_prefix("pub(crate) fn "));
+    let tests = declarations.filter_map(|line| line.strip_suffix("(subject: &Subject) {"));
+    tests.map(str::to_owned).collect()
+}
+
+/// The suite is the same for every bridge: each of these files runs all of it, as often as it says.
+const SUITES: [(&str, usize); 3] = [("suite_portable", 1), ("suite_fake", 2), ("suite_objc", 2)];
+
+/// What is missing where, one line each.
+fn gaps(declared: &BTreeSet<String>, file: &str, mounts: usize, listing: &str) -> Vec<String> {
+    let found = listed(listing);
+    let mut gaps = Vec::new();
+    if found.len() != mounts {
+        gaps.push(format!("{file} runs the suite {} times, not {mounts}", found.len()));
+    }
+    for (mount, tests) in &found {
+        gaps.extend(declared.difference(tests).map(|test| format!("{file} {mount}: `{test}` is not run")));
+    }
+    gaps
+}
+
+/// Runs the suite on the shim, the engine and the fake; all must run all of it.
+fn check_suite(root: &Path) -> Result<usize> {
+    let suite = fs::read_to_string(root.join("coreml-bridge/tests/suite/mod.rs"))?;
+    let declared = declared(&suite);
+    ensure!(declared.len() > 20, "the suite has {} tests only: it is read wrongly", declared.len());
+    let cargo = |file: &str, arguments: &[&str]| {
+        let mut cargo = Command::new("cargo");
+        cargo.current_dir(root).args(["test", "--quiet", "-p", "coreml-bridge", "--features", "objc"]);
+        output(cargo.args(["--test", file]).args(arguments))
+    };
+    for (file, mounts) in SUITES {
+        let gaps = gaps(&declared, file, mounts, &cargo(file, &["--", "--list"])?);
+        ensure!(gaps.is_empty(), "{}", gaps.join("\n"));
+        cargo(file, &[])?;
+    }
+    cargo("objc", &[])?;
+    Ok(declared.len())
 }
 
 // ---- what Apple declares ----
@@ -1135,4 +1197,24 @@ fn file_name(path: &Path) -> Result<String> {
 
 fn text(path: &Path) -> Result<String> {
     Ok(path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_that_one_bridge_lacks_is_seen() {
+        let suite = "pub(crate) fn a(subject: &Subject) {\n}\npub(crate) fn b(subject: &Subject) {\n}\nfn c(x: u8) {\n";
+        let declared = declared(suite);
+        assert_eq!(declared.len(), 2);
+        let whole = "good::a: test\ngood::b: test\nbad::a: test\nbad::b: test\n\n4 tests, 0 benchmarks\n";
+        assert!(gaps(&declared, "f", 2, whole).is_empty());
+        assert_eq!(gaps(&declared, "f", 1, "a: test\nmore: test\n"), ["f : `b` is not run"]);
+        assert_eq!(
+            gaps(&declared, "f", 2, "good::a: test\ngood::b: test\n"),
+            ["f runs the suite 1 times, not 2"]
+        );
+        assert_eq!(gaps(&declared, "f", 1, ""), ["f runs the suite 0 times, not 1"]);
+    }
 }
