@@ -640,13 +640,13 @@ impl ModelClientBuilder {
         self
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(coreml_loom)))]
     pub(crate) fn backend(mut self, backend: Arc<dyn Backend>) -> Self {
         self.backend = Some(backend);
         self
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(coreml_loom)))]
     pub(crate) fn retry(mut self, retry: Retry) -> Self {
         self.retry = retry;
         self

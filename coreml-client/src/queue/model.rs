@@ -139,7 +139,9 @@ fn worker(queue: &Arc<Queue<Modelled>>, signals: &[Signal], now: Instant) -> thr
 /// A thread that hands one job in.
 fn producer(queue: &Arc<Queue<Modelled>>, ends: &Ends, now: Instant) -> thread::JoinHandle<()> {
     let (queue, ends) = (queue.clone(), ends.clone());
-    thread::spawn(move || drop(push(&queue, now, &ends)))
+    thread::spawn(move || {
+        push(&queue, now, &ends);
+    })
 }
 
 fn assert_over(queue: &Queue<Modelled>, jobs: &[Ends]) {
