@@ -619,3 +619,91 @@ fn errors_travel_between_threads_and_can_be_shared() {
     let text = thread::spawn(move || messages(&*there).join(": ")).join().unwrap();
     assert_eq!(text, messages(&*error).join(": "));
 }
+
+#[test]
+fn a_prediction_is_cancelled_while_it_runs_and_the_model_is_taken_until_its_end() {
+    let fake = FakeBridge::new();
+    with_model(fake, |model| {
+        fake.predict_gate().close();
+        let pending = model.predict_async(&inputs(), PredictOptions::default()).unwrap();
+        fake.predict_gate().await_waiting(1);
+        let error = model.predict(&inputs()).unwrap_err();
+        assert!(matches!(&error, Error::Busy { .. }), "{error:?}");
+        let error = model.predict_async(&inputs(), PredictOptions::default()).unwrap_err();
+        assert!(matches!(&error, Error::Busy { .. }), "{error:?}");
+        pending.cancel();
+        assert!(!pending.has_ended(), "the inputs are still in use");
+        fake.predict_gate().open();
+        let error = pending.wait().unwrap_err();
+        let Error::Predict { source, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(source.status, Status::Cancelled);
+        assert_eq!(model.predict(&inputs()).unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn a_load_that_does_not_end_is_cancelled_at_once() {
+    let fake = FakeBridge::new();
+    fake.load_gate().close();
+    let pending = fake.bridge().load_async("model", &Config::default()).unwrap();
+    let dropped = fake.bridge().load_async("model", &Config::default()).unwrap();
+    fake.load_gate().await_waiting(2);
+    assert!(!pending.has_ended());
+    pending.cancel();
+    assert!(pending.has_ended());
+    drop(dropped);
+    let error = pending.wait().map(|_| ()).unwrap_err();
+    let Error::Load { source, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(source.status, Status::Cancelled);
+    fake.load_gate().open();
+    fake.assert_clean();
+}
+
+#[test]
+fn failures_of_an_asynchronous_call_arrive_whole() {
+    let wait = |outcome| {
+        let fake = FakeBridge::builder().behave(|behaviour| behaviour.predict = outcome).build();
+        let mut error = None;
+        with_model(fake, |model| {
+            error = model.predict_async(&inputs(), PredictOptions::default()).unwrap().wait().err();
+        });
+        error.expect("the prediction fails")
+    };
+    assert_eq!(messages(&wait(Outcome::Refuse)).len(), 1 + REFUSAL.len());
+    let silent = wait(Outcome::RefuseWithoutError);
+    assert!(
+        matches!(&silent, Error::Predict { source, .. } if source.status == Status::Framework),
+        "{silent:?}"
+    );
+    let panicked = wait(Outcome::Panic);
+    assert!(messages(&panicked).concat().contains("the test said so"), "{panicked:?}");
+    let nothing = wait(Outcome::SucceedWithNothing);
+    assert!(matches!(&nothing, Error::Contract { slot: "model_predict_async", .. }), "{nothing:?}");
+
+    let fake = FakeBridge::builder().behave(|behaviour| behaviour.old_system = true).build();
+    with_model(fake, |model| {
+        let error = model.predict_async(&inputs(), PredictOptions::default()).unwrap_err();
+        assert!(matches!(&error, Error::Unsupported { .. }), "{error:?}");
+    });
+}
+
+#[test]
+fn a_waker_that_panics_does_not_unwind_into_the_bridge() {
+    struct Panics;
+    impl std::task::Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker of somebody else's");
+        }
+    }
+
+    let fake = FakeBridge::new();
+    with_model(fake, |model| {
+        fake.predict_gate().close();
+        let mut pending = model.predict_async(&inputs(), PredictOptions::default()).unwrap();
+        let waker = Arc::new(Panics).into();
+        let mut context = std::task::Context::from_waker(&waker);
+        assert!(std::pin::Pin::new(&mut pending).as_mut().poll(&mut context).is_pending());
+        fake.predict_gate().open();
+        assert_eq!(pending.wait().unwrap().outputs.len(), 1);
+    });
+}

@@ -150,6 +150,8 @@ pub(crate) struct Fake {
     pub(crate) wraps: AtomicUsize,
     /// Where the tensors of the last prediction lay.
     pub(crate) addresses: Mutex<Vec<usize>>,
+    /// Threads of asynchronous calls that have not come to their end.
+    pub(crate) background: AtomicUsize,
 }
 
 impl Fake {
@@ -285,12 +287,18 @@ impl FakeBridge {
         }
     }
 
-    /// Shows that nothing is alive any more and no rule was broken. Waits for inputs that are released late.
+    /// Shows that nothing is alive any more and no rule was broken. Waits for inputs that are released late, and for
+    /// asynchronous calls that nobody waits for.
     ///
     /// # Panics
     /// If something is still alive, or a rule was broken.
     #[track_caller]
     pub fn assert_clean(self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.fake.background.load(Ordering::Acquire) != 0 {
+            assert!(Instant::now() < deadline, "an asynchronous call never ended: {:#?}", self.counts());
+            thread::sleep(Duration::from_millis(1));
+        }
         self.await_no_wraps();
         let counts = self.counts();
         let Counts { loads, predictions, wraps, .. } = counts;
@@ -391,6 +399,7 @@ impl Builder {
             live_wraps: AtomicUsize::new(0),
             wraps: AtomicUsize::new(0),
             addresses: Mutex::new(Vec::new()),
+            background: AtomicUsize::new(0),
         });
         let mut table = slots::table(fake);
         change(&mut table);

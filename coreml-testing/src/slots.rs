@@ -940,6 +940,7 @@ unsafe extern "C" fn model_predict_async(
         let made = FakeRequest::new(None);
         let mine = Arc::clone(&made);
         let entry = Arc::clone(entry);
+        fake.background.fetch_add(1, Ordering::AcqRel);
         thread::spawn(move || {
             let mut result = ptr::null_mut();
             let mut error = ptr::null_mut();
@@ -969,6 +970,7 @@ unsafe extern "C" fn model_predict_async(
             drop(entry);
             drop(kept);
             ending.call(status, result, error);
+            fake.background.fetch_sub(1, Ordering::AcqRel);
         });
         // SAFETY: as above.
         unsafe { offer(request, fake, made) };
@@ -999,6 +1001,7 @@ unsafe extern "C" fn model_load_async(
         let made = FakeRequest::new(Some(ending));
         let mine = Arc::clone(&made);
         let home = thread::current().id();
+        fake.background.fetch_add(1, Ordering::AcqRel);
         thread::spawn(move || {
             let mut model = ptr::null_mut();
             let mut error = ptr::null_mut();
@@ -1017,6 +1020,7 @@ unsafe extern "C" fn model_load_async(
                     let_go(model.cast_const());
                 }
             }
+            fake.background.fetch_sub(1, Ordering::AcqRel);
         });
         // SAFETY: as above.
         unsafe { offer(request, fake, made) };
