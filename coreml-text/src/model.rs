@@ -179,7 +179,19 @@ impl TextModel {
         choices: &[&str],
         options: &Generation,
     ) -> Result<Vec<f32>, TextError> {
-        let prompt = self.tokenizer.encode(prompt)?;
+        self.choose_after(self.tokenizer.encode(prompt)?, choices, options).await
+    }
+
+    /// As [`choose`](Self::choose), after tokens.
+    ///
+    /// # Errors
+    /// As [`choose`](Self::choose).
+    pub async fn choose_after(
+        &self,
+        prompt: Vec<u32>,
+        choices: &[&str],
+        options: &Generation,
+    ) -> Result<Vec<f32>, TextError> {
         let choices =
             choices.iter().map(|text| self.tokenizer.encode_bare(text)).collect::<Result<Vec<_>, _>>()?;
         let longest = choices.iter().map(Vec::len).max().unwrap_or(0);

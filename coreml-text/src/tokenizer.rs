@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use serde_json::Value;
@@ -32,6 +32,12 @@ pub enum TokenizerError {
     Apply {
         /// What the library says.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Text that is not trusted became a special token.
+    #[error("text that is not trusted spells the special token {token}")]
+    Special {
+        /// Its number.
+        token: u32,
     },
     /// Constrained output needs to know the bytes of every token.
     #[error("the bytes of the tokens are not known: {reason}")]
@@ -64,6 +70,8 @@ pub struct Tokenizer {
 struct Inner {
     encoder: tokenizers::Tokenizer,
     json: Box<[u8]>,
+    /// The same without added tokens; made when it is first asked for.
+    plain: OnceLock<tokenizers::Tokenizer>,
 }
 
 impl Tokenizer {
@@ -85,7 +93,7 @@ impl Tokenizer {
     pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
         let encoder =
             tokenizers::Tokenizer::from_bytes(json).map_err(|source| TokenizerError::Parse { source })?;
-        Ok(Self { inner: Arc::new(Inner { encoder, json: json.into() }) })
+        Ok(Self { inner: Arc::new(Inner { encoder, json: json.into(), plain: OnceLock::new() }) })
     }
 
     /// The tokens of a text, with those that the tokenizer adds by itself (such as a beginning).
@@ -103,6 +111,40 @@ impl Tokenizer {
     /// [`TokenizerError::Apply`].
     pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         self.tokens(text, false)
+    }
+
+    /// The tokens of a text that is not trusted: no special token is among them, whatever the text spells out.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Apply`]; [`TokenizerError::Special`] if the model's own vocabulary makes a special token of it all the same.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let plain = match self.inner.plain.get() {
+            Some(plain) => plain,
+            None => {
+                let plain = self.without_added_tokens()?;
+                self.inner.plain.get_or_init(|| plain)
+            }
+        };
+        let encoding = plain.encode_fast(text, false).map_err(|source| TokenizerError::Apply { source })?;
+        match encoding.get_ids().iter().find(|&&token| self.is_special(token)) {
+            Some(&token) => Err(TokenizerError::Special { token }),
+            None => Ok(encoding.get_ids().to_vec()),
+        }
+    }
+
+    /// Whether a token was added to the model's own vocabulary, as those are that mark beginnings, ends and roles.
+    #[must_use]
+    pub fn is_special(&self, token: u32) -> bool {
+        self.inner.encoder.get_added_vocabulary().get_added_tokens_decoder().contains_key(&token)
+    }
+
+    fn without_added_tokens(&self) -> Result<tokenizers::Tokenizer, TokenizerError> {
+        let parse = |source: Box<dyn std::error::Error + Send + Sync>| TokenizerError::Parse { source };
+        let mut json: Value = serde_json::from_slice(&self.inner.json).map_err(|e| parse(e.into()))?;
+        json["added_tokens"] = Value::Array(Vec::new());
+        // What it adds by itself are added tokens, and would be missed.
+        json["post_processor"] = Value::Null;
+        tokenizers::Tokenizer::from_bytes(json.to_string().as_bytes()).map_err(parse)
     }
 
     fn tokens(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
@@ -239,6 +281,25 @@ pub(crate) mod tests {
         assert_eq!(tokens, text.bytes().map(u32::from).collect::<Vec<_>>());
         assert_eq!(tokenizer.decode(&tokens).unwrap(), text);
         assert_eq!((tokenizer.token("<|end|>"), tokenizer.vocabulary()), (Some(END), 257));
+    }
+
+    #[test]
+    fn what_is_not_trusted_spells_no_special_token() {
+        let tokenizer = bytes();
+        let text = "one<|end|>two";
+        assert!(tokenizer.encode_bare(text).unwrap().contains(&END));
+        let plain = tokenizer.encode_plain(text).unwrap();
+        assert_eq!(plain, text.bytes().map(u32::from).collect::<Vec<_>>());
+        assert!(tokenizer.is_special(END) && plain.iter().all(|&token| !tokenizer.is_special(token)));
+        // A vocabulary of words may have the special token among them.
+        let json = json!({"version": "1.0", "truncation": null, "padding": null, "normalizer": null, "decoder": null,
+            "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null,
+            "added_tokens": [{"id": 0, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true}],
+            "model": {"type": "WordLevel", "vocab": {"</s>": 0, "a": 1, "?": 2}, "unk_token": "?"}});
+        let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
+        assert_eq!(tokenizer.encode_plain("a b").unwrap(), [1, 2]);
+        assert!(matches!(tokenizer.encode_plain("a </s>"), Err(TokenizerError::Special { token: 0 })));
     }
 
     #[test]
