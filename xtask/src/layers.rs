@@ -13,7 +13,8 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("coreml-portable", &["coreml-bridge", "coreml-client", "tokio"]),
     ("coreml-capi", &["coreml-bridge", "coreml-client", "tokio"]),
     ("coreml-bridge", &["coreml-client", "tokio", "crossbeam-channel"]),
-    ("coreml-client", &["clap", "image", "coreml-cli", "coreml-text"]),
+    ("coreml-client", &["clap", "image", "coreml-cli", "coreml-text", "coreml-judge"]),
+    ("coreml-text", &["coreml-judge"]),
 ];
 
 /// What each crate must have, so that a misspelt name above cannot pass.
@@ -24,6 +25,7 @@ const REQUIRED: &[(&str, &[&str])] = &[
     ("coreml-bridge", &["coreml-sys", "coreml-portable"]),
     ("coreml-client", &["coreml-bridge", "crossbeam-channel", "tokio"]),
     ("coreml-text", &["coreml-client", "tokenizers"]),
+    ("coreml-judge", &["coreml-text", "coreml-client"]),
 ];
 
 /// Asks `cargo tree` and compares.
