@@ -144,6 +144,9 @@ impl Tokenizer {
         json["added_tokens"] = Value::Array(Vec::new());
         // What it adds by itself are added tokens, and would be missed.
         json["post_processor"] = Value::Null;
+        // Nothing of the text is to be lost, and nothing is to stand beside it.
+        json["padding"] = Value::Null;
+        json["truncation"] = Value::Null;
         tokenizers::Tokenizer::from_bytes(json.to_string().as_bytes()).map_err(parse)
     }
 
@@ -182,7 +185,7 @@ impl Tokenizer {
             let truncation = TruncationParams { max_length: most, ..TruncationParams::default() };
             encoder.with_truncation(Some(truncation)).map_err(apply)?;
         }
-        Ok(Self { inner: Arc::new(Inner { encoder, json: self.inner.json.clone() }) })
+        Ok(Self { inner: Arc::new(Inner { encoder, json: self.inner.json.clone(), plain: OnceLock::new() }) })
     }
 
     /// The tokens of a text, and all that goes with them.
