@@ -1,8 +1,11 @@
 //! Matrix products and embeddings.
+//!
+//! With `int8DynamicQuantize` Core ML rounds the input to 8 bits to multiply faster; how is not documented. Here the input
+//! stays as it is, so the product is the one that Core ML's approximates.
 
 use coreml_proto::proto as spec;
 
-use super::context::{Arg, Blob, Context, Dim, broadcast, invalid, size, unsupported};
+use super::context::{Arg, Blob, Context, Dim, broadcast, invalid, size};
 use super::{LayerDef, weights};
 use crate::error::OpError;
 use crate::ir::Constant;
@@ -36,9 +39,6 @@ fn product(
 
 fn inner_product(cx: &mut Context<'_>, p: &spec::InnerProductLayerParams) -> Result<Blob, OpError> {
     let x = cx.one()?;
-    if p.int8_dynamic_quantize {
-        return Err(unsupported("inputs that are quantised while the network runs"));
-    }
     let (inputs, outputs) = (size(p.input_channels)?, size(p.output_channels)?);
     let data = weights::floats("weights", p.weights.as_ref(), &[outputs, inputs])?;
     let weight = Constant::f32(&[outputs, inputs], data).map_err(OpError::Invalid)?;
@@ -118,9 +118,6 @@ fn embedding_nd(cx: &mut Context<'_>, p: &spec::EmbeddingNdLayerParams) -> Resul
 
 fn batched_matmul(cx: &mut Context<'_>, p: &spec::BatchedMatMulLayerParams) -> Result<Blob, OpError> {
     cx.count(1..=2)?;
-    if p.int8_dynamic_quantize {
-        return Err(unsupported("inputs that are quantised while the network runs"));
-    }
     if cx.inputs.len() == 1 {
         let x = cx.one()?;
         let (inputs, outputs) =

@@ -103,13 +103,15 @@ impl Blobs {
             }
             states if states.len() == count => {
                 let state = |state: &Blob| {
-                    if state.rank() != 5 || state.dims[2].is_some_and(|dim| dim != outputs) {
-                        return Err(invalid(format!(
-                            "{}, expected [1, Batch, {outputs}, 1, 1]",
-                            state.words()
-                        )));
+                    let is = |axis: usize, size| state.dims[axis].is_none_or(|dim| dim == size);
+                    if state.rank() == 5 && is(0, 1) && is(2, outputs) {
+                        return cx.squeeze(state, &[0, 3, 4]);
                     }
-                    cx.squeeze(state, &[0, 3, 4])
+                    // As coremltools' converter of the op `rnn` writes it.
+                    if state.rank() == 5 && is(1, outputs) && (2..5).all(|axis| is(axis, 1)) {
+                        return cx.squeeze(state, &[2, 3, 4]);
+                    }
+                    Err(invalid(format!("{}, expected [1, Batch, {outputs}, 1, 1]", state.words())))
                 };
                 states.iter().map(state).collect::<Result<_, _>>()?
             }

@@ -4,7 +4,7 @@ use coreml_proto::proto as spec;
 use spec::reduce_layer_params::{ReduceAxis, ReduceOperation};
 
 use super::LayerDef;
-use super::context::{Blob, Context, int, invalid, unsupported};
+use super::context::{Arg, Blob, Context, Dim, int, invalid, unsupported};
 use super::shape::not_scalar;
 use crate::error::OpError;
 use crate::types::DType;
@@ -115,25 +115,33 @@ fn arg_sort(cx: &mut Context<'_>, p: &spec::ArgSortLayerParams) -> Result<Blob, 
 fn top_k(cx: &mut Context<'_>, p: &spec::TopKLayerParams) -> Result<Vec<Blob>, OpError> {
     cx.count(1..=2)?;
     let x = cx.inputs[0].clone();
-    let k = match cx.inputs.get(1) {
-        None => int(p.k)?,
-        Some(input) => match cx.known_ints(input, "k")?[..] {
-            [k] => k,
-            _ => return Err(invalid(format!("k of shape {}", input.words()))),
+    let axis = x.axis(p.axis)?;
+    let mut dims = x.dims.clone();
+    let known = match cx.inputs.get(1) {
+        None => Some(int(p.k)?),
+        Some(input) => match cx.known_ints(input, "k") {
+            Ok(k) => match k[..] {
+                [k] => Some(k),
+                _ => return Err(invalid(format!("k of shape {}", input.words()))),
+            },
+            Err(_) if input.fixed().is_some_and(|shape| shape.iter().product::<usize>() == 1) => None,
+            Err(_) => return Err(invalid(format!("k of shape {}", input.words()))),
         },
     };
-    let axis = x.axis(p.axis)?;
-    let count = usize::try_from(k).ok().filter(|&k| k > 0).ok_or_else(|| invalid(format!("k = {k}")))?;
-    if x.dims[axis].is_some_and(|n| count > n) {
-        return Err(unsupported(format!("the first {k} along axis {axis} of {}", x.words())));
-    }
-    let mut dims = x.dims.clone();
-    dims[axis] = Some(count);
-    let arguments = [
-        ("x", (&x).into()),
-        ("k", k.into()),
-        ("axis", int(axis)?.into()),
-        ("ascending", p.use_bottom_k.into()),
-    ];
+    let k: Arg = if let Some(k) = known {
+        let count = usize::try_from(k).ok().filter(|&k| k > 0).ok_or_else(|| invalid(format!("k = {k}")))?;
+        if x.dims[axis].is_some_and(|n| count > n) {
+            return Err(unsupported(format!("the first {k} along axis {axis} of {}", x.words())));
+        }
+        dims[axis] = Some(count);
+        k.into()
+    } else {
+        dims[axis] = None;
+        let k = cx.inputs[1].clone();
+        let k = cx.reshape(&k, &[Dim::Known(1)])?;
+        cx.integers(&k).into()
+    };
+    let arguments =
+        [("x", (&x).into()), ("k", k), ("axis", int(axis)?.into()), ("ascending", p.use_bottom_k.into())];
     Ok(cx.ops("topk", arguments, vec![(DType::F32, dims.clone()), (DType::I32, dims)]))
 }

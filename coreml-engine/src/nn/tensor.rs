@@ -121,12 +121,23 @@ fn split_evenly(cx: &mut Context<'_>, axis: i64, count: u64) -> Result<Vec<Blob>
 }
 
 fn split_nd(cx: &mut Context<'_>, p: &spec::SplitNdLayerParams) -> Result<Vec<Blob>, OpError> {
-    if p.split_sizes.is_empty() {
-        return split_evenly(cx, p.axis, p.num_splits);
-    }
     let x = cx.one()?;
     let axis = x.axis(p.axis)?;
-    let parts = sizes(&p.split_sizes)?;
+    let parts = match (&p.split_sizes[..], x.dims[axis]) {
+        // As `numpy.array_split`: the first parts are longer by one where the parts cannot be equal.
+        ([], Some(n)) => {
+            let count = size(p.num_splits)?;
+            if count != cx.outputs {
+                return Err(invalid(format!("{count} parts and {} outputs", cx.outputs)));
+            }
+            if count > n {
+                return Err(invalid(format!("{} in {count} parts", x.words())));
+            }
+            (0..count).map(|i| n / count + usize::from(i < n % count)).collect()
+        }
+        ([], None) => return split_evenly(cx, p.axis, p.num_splits),
+        (parts, _) => sizes(parts)?,
+    };
     if parts.len() != cx.outputs {
         return Err(invalid(format!("{} parts and {} outputs", parts.len(), cx.outputs)));
     }
@@ -161,9 +172,19 @@ fn tile(cx: &mut Context<'_>, p: &spec::TileLayerParams) -> Result<Blob, OpError
         Some(input) => match cx.known_ints(&input, "repetitions") {
             Ok(reps) => sizes(&reps)?,
             Err(_) => {
-                if input.fixed() != Some(vec![x.rank()]) {
+                let Some(missing) = (match input.fixed().as_deref() {
+                    Some(&[count]) if count > 0 => x.rank().checked_sub(count),
+                    _ => None,
+                }) else {
                     return Err(invalid(format!("repetitions of shape {} for {}", input.words(), x.words())));
-                }
+                };
+                // As in NumPy, the repetitions are those of the last dimensions.
+                let input = if missing == 0 {
+                    input
+                } else {
+                    let once = cx.constant(&[missing], vec![1.0; missing])?;
+                    cx.concat(&[once, input], 0, false)?
+                };
                 let reps = cx.integers(&input);
                 return Ok(cx.op("tile", [("x", (&x).into()), ("reps", reps.into())], vec![None; x.rank()]));
             }

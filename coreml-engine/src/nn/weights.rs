@@ -6,7 +6,7 @@
 use coreml_proto::proto as spec;
 use spec::quantization_params::QuantizationType;
 
-use super::context::{invalid, unsupported};
+use super::context::invalid;
 use crate::error::OpError;
 use crate::ir::widen_halves;
 use crate::types::element_count;
@@ -51,10 +51,7 @@ pub(super) fn floats_by_channel(
         }
         return Ok(widen_halves(float16_value));
     }
-    if !int8_raw_value.is_empty() {
-        return Err(unsupported("a product of inputs that are quantised while the network runs"));
-    }
-    if raw_value.is_empty() {
+    if raw_value.is_empty() && int8_raw_value.is_empty() {
         if float_value.len() != count {
             return Err(expected(float_value.len(), "floats"));
         }
@@ -64,6 +61,24 @@ pub(super) fn floats_by_channel(
         quantization.as_ref().ok_or_else(|| wrong("raw weights without quantisation".into()))?;
     let bits = usize::try_from(quantization.number_of_bits).ok().filter(|bits| (1..=8).contains(bits));
     let bits = bits.ok_or_else(|| wrong(format!("weights of {} bits", quantization.number_of_bits)))?;
+    if !int8_raw_value.is_empty() {
+        // Symmetric: the weights of layers with `int8DynamicQuantize`.
+        let Some(QuantizationType::LinearQuantization(linear)) = &quantization.quantization_type else {
+            return Err(wrong("signed weights that are not quantised linearly".into()));
+        };
+        if bits != 8 || !linear.bias.is_empty() {
+            return Err(wrong("signed weights with a bias or without 8 bits".into()));
+        }
+        if int8_raw_value.len() != count {
+            return Err(expected(int8_raw_value.len(), "bytes"));
+        }
+        return linear_weights(
+            linear,
+            int8_raw_value.iter().map(|&byte| f32::from(byte.cast_signed())),
+            (shape, channel, count),
+        )
+        .map_err(wrong);
+    }
     if count.checked_mul(bits).map(|n| n.div_ceil(8)) != Some(raw_value.len()) {
         return Err(expected(raw_value.len(), &format!("bytes of {bits} bits each")));
     }
@@ -76,27 +91,35 @@ pub(super) fn floats_by_channel(
             Ok(codes.map(|code| table.float_value[usize::from(code)]).collect())
         }
         Some(QuantizationType::LinearQuantization(linear)) => {
-            let channels = shape.get(channel).copied().unwrap_or(1);
-            let after: usize = shape.get(channel + 1..).unwrap_or(&[]).iter().product();
-            let pick = |values: &[f32], i: usize| match values.len() {
-                0 => 0.0,
-                1 => values[0],
-                n if n == channels => values[i / after.max(1) % n],
-                _ => values[i],
-            };
-            for (what, values) in [("scales", &linear.scale), ("biases", &linear.bias)] {
-                let n = values.len();
-                let none = n == 0 && what == "biases";
-                if !(none || n == 1 || n == channels || n == count) {
-                    return Err(wrong(format!("{n} {what} for {channels} channels")));
-                }
-            }
-            let value =
-                |(i, code): (usize, u8)| f32::from(code) * pick(&linear.scale, i) + pick(&linear.bias, i);
-            Ok(codes.enumerate().map(value).collect())
+            linear_weights(linear, codes.map(f32::from), (shape, channel, count)).map_err(wrong)
         }
         None => Err(wrong("a quantisation that is not known".into())),
     }
+}
+
+/// Codes times scales plus biases: one for all, one for each element of dimension `channel`, or one for each of the `count`.
+fn linear_weights(
+    linear: &spec::LinearQuantizationParams,
+    codes: impl Iterator<Item = f32>,
+    (shape, channel, count): (&[usize], usize, usize),
+) -> Result<Vec<f32>, String> {
+    let channels = shape.get(channel).copied().unwrap_or(1);
+    let after: usize = shape.get(channel + 1..).unwrap_or(&[]).iter().product();
+    let pick = |values: &[f32], i: usize| match values.len() {
+        0 => 0.0,
+        1 => values[0],
+        n if n == channels => values[i / after.max(1) % n],
+        _ => values[i],
+    };
+    for (what, values) in [("scales", &linear.scale), ("biases", &linear.bias)] {
+        let n = values.len();
+        let none = n == 0 && what == "biases";
+        if !(none || n == 1 || n == channels || n == count) {
+            return Err(format!("{n} {what} for {channels} channels"));
+        }
+    }
+    let value = |(i, code): (usize, f32)| code * pick(&linear.scale, i) + pick(&linear.bias, i);
+    Ok(codes.enumerate().map(value).collect())
 }
 
 /// Element `i` of the bits.
@@ -139,6 +162,20 @@ mod tests {
         let weights = quantised(&[1, 2, 3, 4], 8, linear(&[1.0, 10.0], &[0.5, 0.0]));
         assert_eq!(floats("weights", Some(&weights), &[2, 2]).unwrap(), [1.5, 2.5, 30.0, 40.0]);
         assert_eq!(floats_by_channel("weights", Some(&weights), &[2, 2], 1).unwrap(), [1.5, 20.0, 3.5, 40.0]);
+    }
+
+    #[test]
+    fn signed_weights_have_a_scale_and_no_bias() {
+        let signed = |raw: &[u8], bias: &[f32]| WeightParams {
+            int8_raw_value: raw.to_vec(),
+            ..quantised(&[], 8, linear(&[0.5], bias))
+        };
+        let found = floats("weights", Some(&signed(&[1, 255, 128, 127], &[])), &[2, 2]);
+        assert_eq!(found.unwrap(), [0.5, -0.5, -64.0, 63.5]);
+        let error = floats("weights", Some(&signed(&[1, 2], &[1.0])), &[2]).unwrap_err();
+        assert!(error.to_string().contains("with a bias"), "{error}");
+        let error = floats("weights", Some(&signed(&[1], &[])), &[2]).unwrap_err();
+        assert!(error.to_string().contains("needs 2 elements"), "{error}");
     }
 
     #[test]

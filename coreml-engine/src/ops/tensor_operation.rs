@@ -916,7 +916,7 @@ fn argsort(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
 /// The `k` largest (or smallest) elements along an axis and, if wanted, their indices.
 fn topk(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     let x = op.input("x")?;
-    let k = op.int("k", 1)?;
+    let k = op.ints_or_input_opt("k")?.unwrap_or(Ints::Const(vec![1]));
     let axis = op.axis("axis", Some(-1), x.rank())?;
     let ascending = op.bool("ascending", false)?;
     let mut return_indices = true;
@@ -938,11 +938,16 @@ fn topk(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
             _ => return Err(parameter("output_indices_dtype", format!("unknown type `{name}`"))),
         };
     }
-    let k = match usize::try_from(k) {
-        Ok(k) => Some(k),
-        Err(_) if k == -1 && op.opset() >= Ios17 => None,
-        Err(_) => return Err(parameter("k", format!("{k} elements"))),
+    // -1 is all of them.
+    let all = op.opset() >= Ios17;
+    let count = move |k: &[i32]| match *k {
+        [-1] if all => Ok(None),
+        [k] => usize::try_from(k).map(Some).map_err(|_| format!("{k} elements")),
+        _ => Err(format!("expected one integer, found {}", k.len())),
     };
+    if let Ints::Const(k) = &k {
+        count(k).map_err(|why| parameter("k", why))?;
+    }
     if op.output_count() != 1 + usize::from(return_indices) {
         return Err(OpError::Invalid(format!(
             "{} outputs, return_indices is {return_indices}",
@@ -953,7 +958,7 @@ fn topk(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
         let view = run.any(x.slot)?;
         let axis = axis.of(view.shape().len())?;
         let size = view.shape()[axis];
-        let k = k.unwrap_or(size);
+        let k = count(&run.ints(&k)?).map_err(KernelError::value)?.unwrap_or(size);
         if k > size {
             return Err(KernelError::value(format!("the first {k} of a dimension of {size}")));
         }
