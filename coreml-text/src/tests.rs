@@ -335,6 +335,14 @@ async fn an_unknown_layout_says_what_is_missing() {
             description(&[ids()], &[logits()], &[feature("keyCache", "float32", &[1, 1, 1, 9, 1], None)]),
             "no input says how much has been read",
         ),
+        (
+            description(
+                &[ids(), feature("attention_mask", "int32", &[1, 9], None)],
+                &[logits()],
+                &[feature("keyCache", "float32", &[1, 1, 1, 9, 1], None)],
+            ),
+            "nobody knows what `attention_mask` (int32 [1, 9]) hides of a memory",
+        ),
     ];
     for (json, reason) in cases {
         let fake = FakeBridge::builder().description(json).build();
