@@ -1,31 +1,53 @@
-//! Goes on with a text, as it is made.
+//! Goes on with a text, as it is made: by default with the small language model of the repository.
 //!
 //! ```text
-//! cargo run --release -p coreml-text --example generate -- MODEL.mlpackage tokenizer.json "The function returns" 0.8
+//! cargo run --release -p coreml-text --example generate -- "The function returns"
+//! cargo run --release -p coreml-text --example generate -- --temperature 0.8 --most 100 "In Debian, packages are"
 //! ```
-//!
-//! The last argument is the temperature; 0, and always the likeliest token, without it.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
+use clap::Parser;
 use coreml_client::ModelClient;
 use coreml_text::{Generation, Sampling, TextModel, Tokenizer};
 use futures_util::StreamExt;
 
+/// Goes on with a text.
+#[derive(Parser)]
+struct Arguments {
+    /// How it begins.
+    prompt: String,
+    /// A causal language model.
+    #[arg(long, default_value_os_t = repository("models/handbook/handbook.mlpackage"))]
+    model: PathBuf,
+    /// Its tokenizer.
+    #[arg(long, default_value_os_t = repository("models/handbook/tokenizer.json"))]
+    tokenizer: PathBuf,
+    /// The token that ends a text.
+    #[arg(long, default_value = "<|end|>")]
+    end: String,
+    /// How much chance there is in it; 0: always the likeliest token.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// The most tokens to make.
+    #[arg(long, default_value_t = 200)]
+    most: usize,
+}
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let (Some(path), Some(tokenizer), Some(prompt)) = (arguments.next(), arguments.next(), arguments.next())
-    else {
-        return Err("expected a model, a tokenizer.json and a prompt".into());
-    };
+    let Arguments { prompt, model, tokenizer, end, temperature, most } = Arguments::parse();
     let client = ModelClient::builder().threads(1).build();
-    let model_ref = client.load_model_async(path).await?;
-    let model = TextModel::new(&client, model_ref, Tokenizer::from_file(tokenizer)?, &["<|end|>"])?;
+    let model_ref = client.load_model_async(model).await?;
+    let model = TextModel::new(&client, model_ref, Tokenizer::from_file(tokenizer)?, &[end.as_str()])?;
 
-    let temperature = arguments.next().map_or(Ok(0.0), |text| text.parse())?;
     let sampling = Sampling { temperature, top_p: 0.95, ..Sampling::default() };
-    let mut stream = model.generate(&prompt, Generation { most: 200, sampling, ..Generation::default() })?;
+    let mut stream = model.generate(&prompt, Generation { most, sampling, ..Generation::default() })?;
     print!("{prompt}");
     while let Some(piece) = stream.next().await {
         print!("{}", piece?.text);

@@ -4,8 +4,11 @@
     python models/handbook/convert.py DATA OUT
 
 writes OUT/handbook.mlpackage (iOS 18): inputs `inputIds` (int32 [1, n]) and `causalMask` (float16 [1, 1, n, all]), where `all` counts the
-tokens so far and these; states `keyCache` and `valueCache` (float16 [layers, 1, key heads, context, head]); output `logits` (float16
+tokens so far and these; states `keyCache` and `valueCache` (float16 [layers, 1, key heads, context, head]); output `logits` (float32
 [1, n, vocabulary]). Weights are 8 bits with a scale per row.
+
+It calculates in float32, so that its texts can be compared with PyTorch's token by token: in float16 the two likeliest tokens change
+places about once in 300 tokens. The states are float16, for Core ML has no others.
 """
 
 from __future__ import annotations
@@ -27,28 +30,21 @@ from shape import Shape
 Weights = dict[str, NDArray[np.float32]]
 
 
-def half(x: NDArray[np.floating]) -> NDArray[np.float16]:
-    return x.astype(np.float16)
-
-
-def rotations(shape: Shape) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+def rotations(shape: Shape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     frequencies = shape.theta ** (-np.arange(0, shape.head, 2, dtype=np.float64) / shape.head)
     angles = np.arange(shape.context)[:, None] * frequencies
     angles = np.concatenate((angles, angles), axis=-1)
-    return half(np.cos(angles)), half(np.sin(angles))
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 def norm(x: object, weight: NDArray[np.float32], shape: Shape) -> object:
-    # In float32: squares of large values leave float16's range.
-    wide = mb.cast(x=x, dtype="fp32")
-    mean = mb.reduce_mean(x=mb.square(x=wide), axes=[-1], keep_dims=True)
-    scaled = mb.mul(x=wide, y=mb.rsqrt(x=mean, epsilon=np.float32(shape.epsilon)))
-    return mb.mul(x=mb.cast(x=scaled, dtype="fp16"), y=half(weight))
+    mean = mb.reduce_mean(x=mb.square(x=x), axes=[-1], keep_dims=True)
+    return mb.mul(x=mb.mul(x=x, y=mb.rsqrt(x=mean, epsilon=np.float32(shape.epsilon))), y=weight)
 
 
 def rotate(x: object, cos: object, sin: object) -> object:
     low, high = mb.split(x=x, num_splits=2, axis=-1)
-    turned = mb.concat(values=(mb.mul(x=high, y=np.float16(-1)), low), axis=-1)
+    turned = mb.concat(values=(mb.mul(x=high, y=np.float32(-1)), low), axis=-1)
     return mb.add(x=mb.mul(x=x, y=cos), y=mb.mul(x=turned, y=sin))
 
 
@@ -84,15 +80,15 @@ def program(weights: Weights, shape: Shape) -> Program:
             )
 
         cos, sin = (between(mb.const(val=x), start, end, 0) for x in (cosines, sines))
-        mask = mb.expand_dims(x=causalMask, axes=[1])
-        x = mb.gather(x=half(weights["words.weight"]), indices=inputIds, axis=0)
+        mask = mb.cast(x=mb.expand_dims(x=causalMask, axes=[1]), dtype="fp32")
+        x = mb.gather(x=weights["words.weight"], indices=inputIds, axis=0)
         # Read once: the converter takes all reads of a state for one, whatever is written between them.
         caches = [mb.read_state(input=state) for state in (keyCache, valueCache)]
         for layer in range(shape.layers):
             name = f"layers.{layer}"
 
             def project(x, part, name=name):
-                return mb.linear(x=x, weight=half(weights[f"{name}.{part}.weight"]))
+                return mb.linear(x=x, weight=weights[f"{name}.{part}.weight"])
 
             normed = norm(x, weights[f"{name}.attention_norm.weight"], shape)
 
@@ -110,7 +106,7 @@ def program(weights: Weights, shape: Shape) -> Program:
                     axis=0,
                 )
                 updated = mb.slice_update(
-                    x=caches[i], update=mb.expand_dims(x=part, axes=[0]), begin=begin, end=to
+                    x=caches[i], update=mb.cast(x=mb.expand_dims(x=part, axes=[0]), dtype="fp16"), begin=begin, end=to
                 )
                 caches[i] = updated = mb.coreml_update_state(state=state, value=updated)
                 own = mb.slice_by_index(
@@ -121,10 +117,11 @@ def program(weights: Weights, shape: Shape) -> Program:
                     squeeze_mask=[True, False, False, False, False],
                 )
                 # [1, key heads, 1, all, head]: one for each group of queries.
-                whole.append(mb.expand_dims(x=between(own, mb.const(val=np.int32(0)), end, 2), axes=[2]))
+                known = mb.cast(x=between(own, mb.const(val=np.int32(0)), end, 2), dtype="fp32")
+                whole.append(mb.expand_dims(x=known, axes=[2]))
             keys, values = whole
             query = mb.reshape(x=query, shape=[1, shape.key_heads, groups, -1, shape.head])
-            scores = mb.matmul(x=mb.mul(x=query, y=np.float16(shape.head**-0.5)), y=keys, transpose_y=True)
+            scores = mb.matmul(x=mb.mul(x=query, y=np.float32(shape.head**-0.5)), y=keys, transpose_y=True)
             weights_of = mb.softmax(x=mb.add(x=scores, y=mask), axis=-1)
             attended = mb.reshape(x=mb.matmul(x=weights_of, y=values), shape=[1, shape.heads, -1, shape.head])
             attended = mb.reshape(x=mb.transpose(x=attended, perm=[0, 2, 1, 3]), shape=[1, -1, shape.width])
@@ -133,7 +130,7 @@ def program(weights: Weights, shape: Shape) -> Program:
             gated = mb.mul(x=mb.silu(x=project(normed, "gate")), y=project(normed, "up"))
             x = mb.add(x=x, y=project(gated, "down"))
         x = norm(x, weights["norm.weight"], shape)
-        return mb.linear(x=x, weight=half(weights["words.weight"]), name="logits")
+        return mb.linear(x=x, weight=weights["words.weight"], name="logits")
 
     return llama
 

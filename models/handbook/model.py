@@ -35,9 +35,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Layer(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, half_cache: bool) -> None:
         super().__init__()
         self.shape = shape
+        self.half_cache = half_cache
         keys = shape.key_heads * shape.head
         self.attention_norm, self.hidden_norm = Norm(shape), Norm(shape)
         self.query = nn.Linear(shape.width, shape.width, bias=False)
@@ -57,8 +58,10 @@ class Layer(nn.Module):
 
         groups = self.shape.heads // self.shape.key_heads
         query = rotate(heads(self.query, self.shape.heads), cos, sin)
-        key = rotate(heads(self.key, self.shape.key_heads), cos, sin).repeat_interleave(groups, dim=1)
-        value = heads(self.value, self.shape.key_heads).repeat_interleave(groups, dim=1)
+        key, value = rotate(heads(self.key, self.shape.key_heads), cos, sin), heads(self.value, self.shape.key_heads)
+        if self.half_cache:
+            key, value = key.half().float(), value.half().float()
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.output(attended.transpose(1, 2).reshape(batch, length, -1))
         normed = self.hidden_norm(x)
@@ -66,11 +69,12 @@ class Layer(nn.Module):
 
 
 class Llama(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, half_cache: bool = False) -> None:
+        """With `half_cache`, keys and values are rounded to float16, as a Core ML state keeps them."""
         super().__init__()
         self.shape = shape
         self.words = nn.Embedding(shape.vocabulary, shape.width)
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.layers = nn.ModuleList(Layer(shape, half_cache) for _ in range(shape.layers))
         self.norm = Norm(shape)
         cos, sin = rotations(shape)
         self.register_buffer("cos", cos, persistent=False)
