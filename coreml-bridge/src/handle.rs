@@ -120,20 +120,16 @@ impl CoreMlHandle {
     /// [`Error::Unsupported`] if the bridge knows no states, and [`Error::UnknownFeature`] and the `Wrong..` errors for an
     /// output that is wanted or backed.
     pub fn predict_with(&self, inputs: &Features, options: PredictOptions<'_>) -> Result<Prediction, Error> {
-        let result = self.call(inputs, options, |model, arguments| {
-            let result = model.bridge.make("model_predict", |table, result, error| {
+        let (result, backings) = self.call(inputs, options, |model, arguments| {
+            model.bridge.make("model_predict", |table, result, error| {
                 let slot = table.model_predict;
                 let (native, Arguments { state, names, values, n_inputs, options }) =
                     (model.native.as_ptr(), arguments);
                 // SAFETY: model, state and values are alive, this bridge's, and used by no other call, or else the bridge
                 // says so; the lists are borrowed for the call and as long as is said.
                 unsafe { slot(native, *state, *names, *values, *n_inputs, *options, result, error) }
-            });
-            result.map_err(|failure| {
-                failure.about(&model.path, |model, source| Error::Predict { model, source })
             })
-        });
-        let (result, backings) = result?;
+        })?;
         self.collect(&result, backings)
     }
 
@@ -164,7 +160,7 @@ impl CoreMlHandle {
         options: PredictOptions<'state>,
     ) -> Result<PendingPrediction<'state>, Error> {
         let (waiting, backings) = self.call(inputs, options, |model, arguments| {
-            let begun = Waiting::begin(model.bridge, |table, done, context, request, error| {
+            Waiting::begin(model.bridge, |table, done, context, request, error| {
                 let slot = table.model_predict_async;
                 let (native, Arguments { state, names, values, n_inputs, options }) =
                     (model.native.as_ptr(), arguments);
@@ -173,9 +169,6 @@ impl CoreMlHandle {
                 unsafe {
                     slot(native, *state, *names, *values, *n_inputs, *options, done, context, request, error)
                 }
-            });
-            begun.map_err(|failure| {
-                failure.about(&model.path, |model, source| Error::Predict { model, source })
             })
         })?;
         Ok(PendingPrediction::new(waiting, self.clone(), backings))
@@ -187,7 +180,7 @@ impl CoreMlHandle {
         &self,
         inputs: &Features,
         options: PredictOptions<'_>,
-        slot: impl FnOnce(&Model, &Arguments<'_>) -> Result<R, Error>,
+        slot: impl FnOnce(&Model, &Arguments<'_>) -> Result<R, Failure>,
     ) -> Result<(R, Vec<Backing>), Error> {
         let PredictOptions { state, wanted, backings } = options;
         let model = &*self.model;
@@ -228,7 +221,10 @@ impl CoreMlHandle {
         let result = slot(model, &arguments);
         // The inputs go back before the outputs are read: a bridge that is done with them frees what it held.
         drop(owned);
-        Ok((result?, backings))
+        let result = result.map_err(|failure| {
+            failure.about(&model.path, |model, source| Error::Predict { model, source })
+        })?;
+        Ok((result, backings))
     }
 
     /// Runs the model once for each row, in one call, and returns what each row gave, in order; for some of the outputs if

@@ -112,10 +112,7 @@ impl Bridge {
         let status = slot(self.table(), &mut error);
         // Owned in any case: it is freed also if a bridge reports an error along with a success.
         let error = Owned::adopt(self, error);
-        if status == CML_OK {
-            return Ok(());
-        }
-        Err(Failure::Native(self.read_error(Status::from_native(status), error.as_ref())))
+        self.check(status, error.as_ref())
     }
 
     /// Runs a slot that makes a handle.
@@ -126,10 +123,10 @@ impl Bridge {
     ) -> Result<Owned<T>, Failure> {
         let mut handle = ptr::null_mut();
         self.call(|table, error| slot(table, &mut handle, error))?;
-        Owned::adopt(self, handle).ok_or(Failure::contract(name, "it succeeded and made nothing"))
+        self.outcome(name, CML_OK, Owned::adopt(self, handle), None)
     }
 
-    /// What the end of an asynchronous call says: what it made, or its error read.
+    /// What the end of a call says: what it made, or its error read.
     pub(crate) fn outcome<T: Native>(
         self,
         name: &'static str,
@@ -137,10 +134,15 @@ impl Bridge {
         made: Option<Owned<T>>,
         error: Option<&Owned<CmlError>>,
     ) -> Result<Owned<T>, Failure> {
-        if status != CML_OK {
-            return Err(Failure::Native(self.read_error(Status::from_native(status), error)));
-        }
+        self.check(status, error)?;
         made.ok_or(Failure::contract(name, "it succeeded and made nothing"))
+    }
+
+    fn check(self, status: CmlStatus, error: Option<&Owned<CmlError>>) -> Result<(), Failure> {
+        if status == CML_OK {
+            return Ok(());
+        }
+        Err(Failure::Native(self.read_error(Status::from_native(status), error)))
     }
 
     /// The whole chain of an error, outermost first.

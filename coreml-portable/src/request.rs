@@ -23,12 +23,12 @@ struct RequestObject {
     /// Whoever sets it calls the completion.
     ended: AtomicBool,
     /// Of a load: cancelling it is its end. A prediction ends when it has let go of its inputs.
-    load: Option<Loaded>,
+    load: Option<Completion<CmlModel>>,
     _live: Live,
 }
 
 impl RequestObject {
-    fn new(load: Option<Loaded>) -> Arc<Self> {
+    fn new(load: Option<Completion<CmlModel>>) -> Arc<Self> {
         Arc::new(Self {
             cancelled: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -53,40 +53,25 @@ impl RequestObject {
     }
 }
 
-/// A completion with the context that its caller wants back.
-struct Completion<F> {
-    done: F,
+/// A completion, which is told of a `T`, with the context that its caller wants back.
+struct Completion<T> {
+    done: unsafe extern "C" fn(*mut c_void, CmlStatus, *mut T, *mut CmlError),
     context: *mut c_void,
 }
 
 // SAFETY: the table's contract lets the completion be called on any thread, with its context.
-unsafe impl<F: Send> Send for Completion<F> {}
+unsafe impl<T> Send for Completion<T> {}
 // SAFETY: as above; it is called once, whoever holds it.
-unsafe impl<F: Sync> Sync for Completion<F> {}
+unsafe impl<T> Sync for Completion<T> {}
 
-type Predicted =
-    Completion<unsafe extern "C" fn(*mut c_void, CmlStatus, *mut coreml_sys::CmlResult, *mut CmlError)>;
-type Loaded = Completion<unsafe extern "C" fn(*mut c_void, CmlStatus, *mut CmlModel, *mut CmlError)>;
-
-impl Predicted {
-    fn call(&self, outcome: Result<model::ResultObject, (CmlStatus, *mut CmlError)>) {
-        let (status, result, error) = match outcome {
-            Ok(made) => (CML_OK, made.into_handle(), std::ptr::null_mut()),
+impl<T> Completion<T> {
+    fn call(&self, outcome: Result<*mut T, (CmlStatus, *mut CmlError)>) {
+        let (status, made, error) = match outcome {
+            Ok(made) => (CML_OK, made, std::ptr::null_mut()),
             Err((status, error)) => (status, std::ptr::null_mut(), error),
         };
         // SAFETY: function and context belong together; the handles are +1 and become the caller's.
-        unsafe { (self.done)(self.context, status, result, error) };
-    }
-}
-
-impl Loaded {
-    fn call(&self, outcome: Result<*mut CmlModel, (CmlStatus, *mut CmlError)>) {
-        let (status, model, error) = match outcome {
-            Ok(model) => (CML_OK, model, std::ptr::null_mut()),
-            Err((status, error)) => (status, std::ptr::null_mut(), error),
-        };
-        // SAFETY: function and context belong together; the handles are +1 and become the caller's.
-        unsafe { (self.done)(self.context, status, model, error) };
+        unsafe { (self.done)(self.context, status, made, error) };
     }
 }
 
@@ -175,7 +160,7 @@ pub(crate) unsafe extern "C" fn model_predict_async(
             // The caller's handles are free again before he hears of the end.
             drop((session, state, values, model));
             if running.ends() {
-                completion_of.call(outcome);
+                completion_of.call(outcome.map(model::ResultObject::into_handle));
             }
         })?;
         // SAFETY: the table's contract on `request`.

@@ -816,40 +816,29 @@ struct FakeRequest {
     /// Whoever sets it calls the completion.
     ended: AtomicBool,
     /// Of a load, which ends when it is cancelled.
-    load: Option<Ending<Loaded>>,
+    load: Option<Ending<CmlModel>>,
 }
 
-type Predicted = unsafe extern "C" fn(*mut c_void, CmlStatus, *mut CmlResult, *mut CmlError);
-type Loaded = unsafe extern "C" fn(*mut c_void, CmlStatus, *mut CmlModel, *mut CmlError);
-
-/// A completion and what it wants back.
-#[derive(Clone, Copy)]
-struct Ending<F> {
-    done: F,
+/// A completion, which is told of a `T`, and what it wants back.
+struct Ending<T> {
+    done: unsafe extern "C" fn(*mut c_void, CmlStatus, *mut T, *mut CmlError),
     context: *mut c_void,
 }
 
 // SAFETY: the table lets completions be called on any thread, with their context.
-unsafe impl<F: Send> Send for Ending<F> {}
+unsafe impl<T> Send for Ending<T> {}
 // SAFETY: as above; it is called once, whoever holds it.
-unsafe impl<F: Sync> Sync for Ending<F> {}
+unsafe impl<T> Sync for Ending<T> {}
 
-impl Ending<Predicted> {
-    fn call(&self, status: CmlStatus, result: *mut CmlResult, error: *mut CmlError) {
+impl<T> Ending<T> {
+    fn call(&self, status: CmlStatus, made: *mut T, error: *mut CmlError) {
         // SAFETY: function and context belong together; the handles become the caller's.
-        unsafe { (self.done)(self.context, status, result, error) };
-    }
-}
-
-impl Ending<Loaded> {
-    fn call(&self, status: CmlStatus, model: *mut CmlModel, error: *mut CmlError) {
-        // SAFETY: function and context belong together; the handles become the caller's.
-        unsafe { (self.done)(self.context, status, model, error) };
+        unsafe { (self.done)(self.context, status, made, error) };
     }
 }
 
 impl FakeRequest {
-    fn new(load: Option<Ending<Loaded>>) -> Arc<FakeRequest> {
+    fn new(load: Option<Ending<CmlModel>>) -> Arc<FakeRequest> {
         Arc::new(FakeRequest { cancelled: AtomicBool::new(false), ended: AtomicBool::new(false), load })
     }
 
@@ -1011,13 +1000,14 @@ unsafe extern "C" fn model_load_async(
                 model = hand_out_to::<CmlModel>(fake, home, loaded);
                 Ok(())
             });
-            if mine.ends() {
-                ending.call(status, model, error);
-            } else {
+            match &mine.load {
+                Some(ending) if mine.ends() => ending.call(status, model, error),
                 // Nobody waits for it any more.
-                release(error);
-                if !model.is_null() {
-                    let_go(model.cast_const());
+                _ => {
+                    release(error);
+                    if !model.is_null() {
+                        let_go(model.cast_const());
+                    }
                 }
             }
             fake.background.fetch_sub(1, Ordering::AcqRel);
