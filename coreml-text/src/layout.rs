@@ -116,10 +116,7 @@ impl Causal {
     /// What the description says.
     pub(crate) fn find(path: &str, description: &ModelDescription) -> Result<Self, UnknownLayout> {
         let unknown = |reason: String| UnknownLayout { path: path.to_owned(), reason };
-        if let Some(input) = description.inputs.iter().find(|i| !i.optional && i.kind.tensor().is_none()) {
-            return Err(unknown(format!("the input `{}` is no tensor", input.name)));
-        }
-        let mut rest: Vec<TensorPort> = description.inputs.iter().filter_map(TensorPort::of).collect();
+        let mut rest = inputs(description).map_err(&unknown)?;
         let mut take =
             |what: &dyn Fn(&TensorPort) -> bool| rest.iter().position(what).map(|index| rest.remove(index));
         let integers = |port: &TensorPort| port.spec.dtype == Dtype::Int32;
@@ -140,9 +137,7 @@ impl Causal {
         } else {
             Memory::Explicit(Self::pairs(&mut rest, description).map_err(&unknown)?)
         };
-        if let Some(port) = rest.first() {
-            return Err(unknown(format!("nobody knows what `{}` ({}) is for", port.name, port.spec)));
-        }
+        none_left(&rest).map_err(&unknown)?;
         let cache = |shape: &[usize]| shape.len().checked_sub(2).map(|axis| shape[axis]);
         let lengths = match &memory {
             Memory::State => {
@@ -238,6 +233,23 @@ impl fmt::Display for Causal {
     }
 }
 
+/// The inputs that are tensors; no other may be needed.
+fn inputs(description: &ModelDescription) -> Result<Vec<TensorPort>, String> {
+    let needed = description.inputs.iter().find(|input| !input.optional && input.kind.tensor().is_none());
+    match needed {
+        Some(input) => Err(format!("the input `{}` is no tensor", input.name)),
+        None => Ok(description.inputs.iter().filter_map(TensorPort::of).collect()),
+    }
+}
+
+/// All inputs have been given a meaning.
+fn none_left(rest: &[TensorPort]) -> Result<(), String> {
+    match rest.first() {
+        Some(port) => Err(format!("nobody knows what `{}` ({}) is for", port.name, port.spec)),
+        None => Ok(()),
+    }
+}
+
 /// What a sentence encoder wants, and where its vectors are.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Encoder {
@@ -256,10 +268,7 @@ impl Encoder {
     /// What the description says.
     pub(crate) fn find(path: &str, description: &ModelDescription) -> Result<Self, UnknownLayout> {
         let unknown = |reason: String| UnknownLayout { path: path.to_owned(), reason };
-        if let Some(input) = description.inputs.iter().find(|i| !i.optional && i.kind.tensor().is_none()) {
-            return Err(unknown(format!("the input `{}` is no tensor", input.name)));
-        }
-        let mut rest: Vec<TensorPort> = description.inputs.iter().filter_map(TensorPort::of).collect();
+        let mut rest = inputs(description).map_err(&unknown)?;
         let mut take =
             |what: &dyn Fn(&TensorPort) -> bool| rest.iter().position(what).map(|index| rest.remove(index));
         let row = |port: &TensorPort| port.rank() == 2 && port.spec.shape[0] == 1;
@@ -267,9 +276,7 @@ impl Encoder {
         let types = take(&|p| row(p) && (p.plain().contains("type") || p.plain().contains("segment")));
         let tokens = take(&|p| row(p) && p.spec.dtype == Dtype::Int32)
             .ok_or_else(|| unknown("no input of tokens, int32 [1, n]".into()))?;
-        if let Some(port) = rest.first() {
-            return Err(unknown(format!("nobody knows what `{}` ({}) is for", port.name, port.spec)));
-        }
+        none_left(&rest).map_err(&unknown)?;
         if mask.is_none() && tokens.padded(1) != Some(1) {
             return Err(unknown("texts have to be padded, and no mask says where".into()));
         }

@@ -125,7 +125,7 @@ impl Tokenizer {
                 self.inner.plain.get_or_init(|| plain)
             }
         };
-        let encoding = plain.encode_fast(text, false).map_err(|source| TokenizerError::Apply { source })?;
+        let encoding = encoding(plain, text, false)?;
         match encoding.get_ids().iter().find(|&&token| self.is_special(token)) {
             Some(&token) => Err(TokenizerError::Special { token }),
             None => Ok(encoding.get_ids().to_vec()),
@@ -151,8 +151,7 @@ impl Tokenizer {
     }
 
     fn tokens(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.encoder.encode_fast(text, special);
-        encoding.map(|e| e.get_ids().to_vec()).map_err(|source| TokenizerError::Apply { source })
+        Ok(encoding(&self.inner.encoder, text, special)?.get_ids().to_vec())
     }
 
     /// The text of tokens, without special ones.
@@ -190,7 +189,7 @@ impl Tokenizer {
 
     /// The tokens of a text, and all that goes with them.
     pub(crate) fn encoding(&self, text: &str) -> Result<Encoding, TokenizerError> {
-        self.inner.encoder.encode_fast(text, true).map_err(|source| TokenizerError::Apply { source })
+        encoding(&self.inner.encoder, text, true)
     }
 
     /// All tokens as a trie of their bytes; `end` ends the text.
@@ -205,6 +204,10 @@ impl Tokenizer {
         }
         Ok(Arc::new(ApproximateTokEnv::new(TokTrie::from(&TokRxInfo::new(count, end), &words))))
     }
+}
+
+fn encoding(encoder: &tokenizers::Tokenizer, text: &str, special: bool) -> Result<Encoding, TokenizerError> {
+    encoder.encode_fast(text, special).map_err(|source| TokenizerError::Apply { source })
 }
 
 impl fmt::Debug for Tokenizer {
