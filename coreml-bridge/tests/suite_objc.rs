@@ -2,17 +2,18 @@
 #![cfg(all(feature = "objc", not(target_vendor = "apple")))]
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
+#[path = "suite/digits.rs"]
+mod digits;
 mod suite;
 
 use std::{
     cell::RefCell,
-    path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use coreml_bridge::{Bridge, Tensor};
+use coreml_bridge::Bridge;
 use coreml_sys::workalike;
 use suite::{Subject, mount};
 
@@ -22,18 +23,6 @@ static ALONE: Mutex<()> = Mutex::new(());
 thread_local! {
     /// Held from `subject` to the end of the test.
     static TURN: RefCell<Option<MutexGuard<'static, ()>>> = const { RefCell::new(None) };
-}
-
-fn digits(file: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/digits").join(file)
-}
-
-/// The first numbers of a `.npy` file of little-endian float32.
-fn numbers(file: &str, count: usize) -> Vec<f32> {
-    let bytes = std::fs::read(digits(file)).expect("the model's data is committed");
-    let header = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
-    let (numbers, _) = bytes[10 + header..].as_chunks::<4>();
-    numbers.iter().take(count).map(|&number| f32::from_le_bytes(number)).collect()
 }
 
 fn subject_with(hostile: u32) -> Subject {
@@ -46,25 +35,16 @@ fn subject_with(hostile: u32) -> Subject {
     let table = unsafe { coreml_sys::cml_bridge_coreml() };
     // SAFETY: the shim's table is static and keeps the rules.
     let bridge = unsafe { Bridge::from_table(table) }.expect("the shim fills its table");
-    Subject {
-        bridge,
-        path: digits("digits-f32.mlpackage").to_str().expect("the repository's path is UTF-8").to_owned(),
-        input: "image",
-        output: "probabilities",
-        given: Tensor::from_vec(&[1, 1, 8, 8], numbers("test_images.npy", 64)).unwrap(),
-        expected: Tensor::from_vec(&[1, 10], numbers("reference_probabilities.npy", 10)).unwrap(),
-        tolerance: 1e-3,
-        assert_clean: || {
-            let alive = || (workalike::cml_workalike_live_objects(), workalike::cml_test_live_handles());
-            let deadline = Instant::now() + Duration::from_secs(30);
-            while alive() != (0, 0) {
-                assert!(Instant::now() < deadline, "(objects, handles) = {:?} are left", alive());
-                thread::sleep(Duration::from_millis(5));
-            }
-            workalike::cml_workalike_set_hostile(0);
-            TURN.take();
-        },
-    }
+    digits::subject(bridge, 1e-3, || {
+        let alive = || (workalike::cml_workalike_live_objects(), workalike::cml_test_live_handles());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while alive() != (0, 0) {
+            assert!(Instant::now() < deadline, "(objects, handles) = {:?} are left", alive());
+            thread::sleep(Duration::from_millis(5));
+        }
+        workalike::cml_workalike_set_hostile(0);
+        TURN.take();
+    })
 }
 
 mod well_behaved {

@@ -2,6 +2,8 @@
 #![cfg(not(target_vendor = "apple"))]
 #![allow(clippy::unwrap_used, reason = "a test that fails should say where")]
 
+#[path = "suite/digits.rs"]
+mod digits;
 mod suite;
 
 use std::{
@@ -15,18 +17,6 @@ use std::{
 use coreml_bridge::{Bridge, Tensor};
 use suite::{Subject, mount};
 
-fn digits(file: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/digits").join(file)
-}
-
-/// The first numbers of a `.npy` file of little-endian float32.
-fn numbers(file: &str, count: usize) -> Vec<f32> {
-    let bytes = std::fs::read(digits(file)).expect("the model's data is committed");
-    let header = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
-    let (numbers, _) = bytes[10 + header..].as_chunks::<4>();
-    numbers.iter().take(count).map(|&number| f32::from_le_bytes(number)).collect()
-}
-
 /// The engine's counters are the process's: one test at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -37,24 +27,15 @@ thread_local! {
 
 fn subject() -> Subject {
     TURN.set(Some(ALONE.lock().unwrap_or_else(PoisonError::into_inner)));
-    Subject {
-        bridge: Bridge::portable(),
-        path: digits("digits-f32.mlpackage").to_str().expect("the repository's path is UTF-8").to_owned(),
-        input: "image",
-        output: "probabilities",
-        given: Tensor::from_vec(&[1, 1, 8, 8], numbers("test_images.npy", 64)).unwrap(),
-        expected: Tensor::from_vec(&[1, 10], numbers("reference_probabilities.npy", 10)).unwrap(),
-        tolerance: 1e-3,
-        assert_clean: || {
-            // Threads of cancelled loads end in their own time.
-            let deadline = Instant::now() + Duration::from_secs(30);
-            while coreml_portable::live_objects().total() > 0 {
-                assert!(Instant::now() < deadline, "{:?}", coreml_portable::live_objects());
-                thread::sleep(Duration::from_millis(1));
-            }
-            TURN.take();
-        },
-    }
+    digits::subject(Bridge::portable(), 1e-3, || {
+        // Threads of cancelled loads end in their own time.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while coreml_portable::live_objects().total() > 0 {
+            assert!(Instant::now() < deadline, "{:?}", coreml_portable::live_objects());
+            thread::sleep(Duration::from_millis(1));
+        }
+        TURN.take();
+    })
 }
 
 mount!(subject);
@@ -63,7 +44,7 @@ mount!(subject);
 fn first_digit(path: &Path) -> f32 {
     let handle = Bridge::portable().load(path, &coreml_bridge::Config::default()).unwrap();
     let mut features = coreml_bridge::Features::new();
-    let image = Tensor::from_vec(&[1, 1, 8, 8], numbers("test_images.npy", 64)).unwrap();
+    let image = Tensor::from_vec(&[1, 1, 8, 8], digits::numbers("test_images.npy", 64)).unwrap();
     features.insert("image", coreml_bridge::Value::Tensor(image));
     let outputs = handle.predict(&features).unwrap();
     let Some(coreml_bridge::Value::Tensor(found)) = outputs.get("probabilities") else { panic!("a tensor") };
@@ -75,16 +56,16 @@ fn a_compiled_model_is_a_copy_that_loads() {
     let _turn = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = std::env::temp_dir().join(format!("coreml-compile-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let expected = numbers("reference_probabilities.npy", 10).into_iter().fold(0.0, f32::max);
+    let expected = digits::numbers("reference_probabilities.npy", 10).into_iter().fold(0.0, f32::max);
     for file in ["digits-f32.mlpackage", "digits.mlmodel"] {
         let name = Path::new(file).with_extension("mlmodelc");
         // The second time it replaces the first.
         for _ in 0..2 {
-            let made = Bridge::portable().compile(&digits(file), Some(&folder)).unwrap();
+            let made = Bridge::portable().compile(&digits::path(file), Some(&folder)).unwrap();
             assert_eq!(made, folder.join(&name));
             assert!((first_digit(&made) - expected).abs() < 1e-3, "{file}");
         }
-        let made = Bridge::portable().compile(&digits(file), None).unwrap();
+        let made = Bridge::portable().compile(&digits::path(file), None).unwrap();
         assert_eq!(made.file_name(), Some(name.as_os_str()));
         assert!((first_digit(&made) - expected).abs() < 1e-3, "{file}");
         std::fs::remove_dir_all(made.parent().unwrap()).unwrap();
@@ -94,7 +75,9 @@ fn a_compiled_model_is_a_copy_that_loads() {
     assert!(format!("{error:#} {error:?}").contains("compiled already"), "{error:?}");
     std::fs::write(folder.join("broken.mlmodel"), b"nonsense").unwrap();
     assert!(Bridge::portable().compile(&folder.join("broken.mlmodel"), Some(&folder)).is_err());
-    assert!(Bridge::portable().compile(&digits("digits.mlmodel"), Some(&folder.join("absent"))).is_err());
+    assert!(
+        Bridge::portable().compile(&digits::path("digits.mlmodel"), Some(&folder.join("absent"))).is_err()
+    );
     let mut left: Vec<_> =
         std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
