@@ -15,7 +15,6 @@
 //! ```
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
@@ -27,6 +26,7 @@ use sha2::{Digest, Sha256};
 
 use crate::InferenceRequest;
 use crate::backend::{Backend, Instance};
+use crate::files::{Files, hex};
 
 /// A folder in which compiled models are kept, for all processes that name it.
 ///
@@ -389,105 +389,4 @@ fn remove_folder(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
-}
-
-/// The files of a model, in the order of their names.
-struct Files(Vec<Item>);
-
-struct Item {
-    /// Below the model.
-    name: PathBuf,
-    path: PathBuf,
-    bytes: u64,
-    modified: SystemTime,
-}
-
-impl Files {
-    fn of(path: &Path) -> io::Result<Self> {
-        let mut files = Vec::new();
-        Self::walk(path, Path::new(""), &mut files, 0)?;
-        Ok(Self(files))
-    }
-
-    fn walk(path: &Path, name: &Path, files: &mut Vec<Item>, depth: u32) -> io::Result<()> {
-        /// A package is four levels deep; whatever is deeper is none.
-        const DEPTH: u32 = 8;
-        // Shared stores have their files elsewhere, and links to them in the package.
-        let metadata = fs::metadata(path)?;
-        if metadata.is_file() {
-            let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            files.push(Item {
-                name: name.to_owned(),
-                path: path.to_owned(),
-                bytes: metadata.len(),
-                modified,
-            });
-            return Ok(());
-        }
-        // A link to a folder may lead in a circle.
-        let is_folder = metadata.is_dir() && (depth == 0 || !path.is_symlink());
-        if !is_folder || depth == DEPTH {
-            return Err(io::Error::other(format!("{} is no part of a model", path.display())));
-        }
-        let mut entries = fs::read_dir(path)?.collect::<io::Result<Vec<_>>>()?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries {
-            Self::walk(&entry.path(), &name.join(entry.file_name()), files, depth + 1)?;
-        }
-        Ok(())
-    }
-
-    fn bytes(&self) -> u64 {
-        self.0.iter().fold(0, |sum, item| sum.saturating_add(item.bytes))
-    }
-
-    /// Changes when a file does, going by its length and time.
-    fn condition(&self) -> String {
-        let mut digest = Sha256::new();
-        for Item { name, path: _, bytes, modified } in &self.0 {
-            let since = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            update_name(&mut digest, name);
-            digest.update(bytes.to_le_bytes());
-            digest.update(since.as_nanos().to_le_bytes());
-        }
-        hex(&digest.finalize())
-    }
-
-    /// Of names and contents.
-    fn digest(&self) -> io::Result<String> {
-        let mut digest = Sha256::new();
-        let mut buffer = vec![0; 256 << 10];
-        for Item { name, path, bytes, modified: _ } in &self.0 {
-            update_name(&mut digest, name);
-            digest.update(bytes.to_le_bytes());
-            let mut file = File::open(path)?;
-            let mut left = *bytes;
-            loop {
-                let count = file.read(&mut buffer)?;
-                digest.update(&buffer[..count]);
-                left = left.wrapping_sub(count as u64);
-                if count == 0 {
-                    break;
-                }
-            }
-            if left != 0 {
-                return Err(io::Error::other(format!("{} changes while it is read", path.display())));
-            }
-        }
-        Ok(hex(&digest.finalize()))
-    }
-}
-
-fn update_name(digest: &mut Sha256, name: &Path) {
-    let name = name.as_os_str().as_encoded_bytes();
-    digest.update((name.len() as u64).to_le_bytes());
-    digest.update(name);
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a string does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

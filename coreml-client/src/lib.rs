@@ -97,6 +97,7 @@ mod batch;
 mod client;
 mod compiled;
 mod error;
+mod files;
 mod inference;
 mod limits;
 mod load;

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::mem;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -10,12 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError, RwLock, Weak};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use coreml_bridge::{Config, ModelRef};
 use tokio::sync::oneshot;
 
 use crate::backend::{Backend, Instance};
+use crate::files::Files;
 use crate::memory::MemoryPressure;
 use crate::shutdown::{Report, Shutdown};
 use crate::source::{LoadStage, ModelSource, Options, StageCell};
@@ -187,44 +187,19 @@ enum Requested {
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Source {
     path: PathBuf,
-    condition: u64,
+    condition: String,
     config: Config,
 }
 
 impl Source {
-    /// A path that cannot be resolved stays as it is: the bridge will say what is wrong with it.
+    /// A path that cannot be resolved stays as it is.
     pub(crate) fn find(path: &Path, config: &Config) -> (Self, usize) {
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let mut hasher = DefaultHasher::new();
-        // What cannot be read has the condition of an empty file.
-        let mut bytes = 0;
-        let _ = condition(&path, &mut hasher, &mut bytes, 0);
-        let source = Self { path, condition: hasher.finish(), config: config.clone() };
-        (source, usize::try_from(bytes).unwrap_or(usize::MAX))
+        // The bridge will say what is wrong with what cannot be read.
+        let files = Files::readable(&path);
+        let source = Self { path, condition: files.condition(), config: config.clone() };
+        (source, usize::try_from(files.bytes()).unwrap_or(usize::MAX))
     }
-}
-
-/// Names, lengths and times of the file, or of all files of a package: a model that was replaced is another model.
-fn condition(path: &Path, hasher: &mut DefaultHasher, bytes: &mut u64, depth: u32) -> io::Result<()> {
-    /// A package is four levels deep; whatever is deeper is none.
-    const DEPTH: u32 = 8;
-    let metadata = fs::symlink_metadata(path)?;
-    if metadata.is_dir() {
-        if depth == DEPTH {
-            return Ok(());
-        }
-        let mut entries = fs::read_dir(path)?.collect::<io::Result<Vec<_>>>()?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries {
-            entry.file_name().hash(hasher);
-            condition(&entry.path(), hasher, bytes, depth + 1)?;
-        }
-    } else {
-        metadata.len().hash(hasher);
-        *bytes = bytes.saturating_add(metadata.len());
-        metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH).hash(hasher);
-    }
-    Ok(())
 }
 
 impl Runtime {

@@ -712,6 +712,21 @@ fn a_file_that_was_replaced_is_another_model() {
     std::fs::remove_file(path).unwrap();
 }
 
+/// Shared stores keep a model's files elsewhere, and a package of links to them.
+#[cfg(unix)]
+#[test]
+fn a_package_of_links_takes_the_memory_of_what_they_lead_to() {
+    let folder = std::env::temp_dir().join(format!("coreml-client-{}", uuid::Uuid::new_v4()));
+    let (weights, package) = (folder.join("weights"), folder.join("model.mlpackage"));
+    std::fs::create_dir_all(&package).unwrap();
+    std::fs::write(&weights, vec![0; 10_000]).unwrap();
+    std::os::unix::fs::symlink(&weights, package.join("weight.bin")).unwrap();
+    let client = client(&Double::echo());
+    client.load_model(&package).unwrap();
+    assert_eq!(client.stats().models[0].memory, 10_000);
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 #[test]
 fn a_thousand_callers_share_one_load_and_dropping_the_first_of_them_changes_nothing() {
     let door = Door::default();
