@@ -6,7 +6,6 @@ use coreml_bridge::{Features, Tensor};
 use coreml_client::ModelClient;
 use coreml_testing::FakeBridge;
 use coreml_text::{TextModel, Tokenizer};
-use serde_json::{Value, json};
 
 use crate::{
     Answer, BoxFuture, Case, Constitution, Decision, Deliberation, Distribution, Finding, Judge, JudgeError,
@@ -14,26 +13,10 @@ use crate::{
 };
 
 const CONTEXT: usize = 1_536;
-const END: u32 = 256;
 
-/// Tokens are the bytes, spelt as GPT-2 spells them, and one that ends a text.
+/// Tokens are the bytes, and one that ends a text.
 fn bytes() -> Tokenizer {
-    let plain = |b: u32| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
-    let mut next = 0xff;
-    let vocabulary: serde_json::Map<String, Value> = (0..256)
-        .map(|b| {
-            next += u32::from(!plain(b));
-            (char::from_u32(if plain(b) { b } else { next }).unwrap().to_string(), Value::from(b))
-        })
-        .collect();
-    let end = json!({"id": END, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false,
-        "normalized": false, "special": true});
-    let byte_level =
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
-    let json = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [end], "normalizer": null,
-        "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": []}});
-    Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap()
+    Tokenizer::from_bytes(coreml_testing::byte_tokenizer("</s>").as_bytes()).unwrap()
 }
 
 /// A model in Apple's layout whose logits depend on every token before them, and on nothing that means anything.

@@ -28,6 +28,8 @@ mod fake;
 mod gate;
 mod objects;
 mod slots;
+mod tokenizer;
 
 pub use fake::{Backings, Behaviour, Builder, Counts, FakeBridge, Outcome, REFUSAL};
 pub use gate::Gate;
+pub use tokenizer::byte_tokenizer;

@@ -254,29 +254,9 @@ pub(crate) mod tests {
     /// Ends a text.
     pub(crate) const END: u32 = 256;
 
-    /// A tokenizer whose tokens are the bytes, spelt as GPT-2 spells them, and one that ends a text.
+    /// A tokenizer whose tokens are the bytes, and one that ends a text.
     pub(crate) fn bytes() -> Tokenizer {
-        let plain = |b: u32| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
-        let mut next = 0x100;
-        let vocabulary: serde_json::Map<String, Value> = (0..256)
-            .map(|b| {
-                let code = if plain(b) {
-                    b
-                } else {
-                    next += 1;
-                    next - 1
-                };
-                (char::from_u32(code).unwrap().to_string(), Value::from(b))
-            })
-            .collect();
-        let end = json!({"id": END, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": true});
-        let byte_level =
-            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
-        let json = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [end], "normalizer": null,
-            "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
-            "model": {"type": "BPE", "vocab": vocabulary, "merges": []}});
-        Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap()
+        Tokenizer::from_bytes(coreml_testing::byte_tokenizer("<|end|>").as_bytes()).unwrap()
     }
 
     #[test]
