@@ -53,10 +53,8 @@ pub(crate) fn toml(text: &str) -> Result<Node, Vec<Fault>> {
     if errors.is_empty() {
         return Ok(Node { place: Place { line: 1, column: 1 }, value: from_table(table.get_ref(), &lines) });
     }
-    let fault = |error: toml::de::Error| Fault {
-        line: lines.place(error.span().map_or(0, |span| span.start)).line,
-        column: lines.place(error.span().map_or(0, |span| span.start)).column,
-        what: error.message().to_owned(),
+    let fault = |error: toml::de::Error| {
+        lines.place(error.span().map_or(0, |span| span.start)).fault(error.message())
     };
     Err(errors.into_iter().map(fault).collect())
 }
