@@ -7,6 +7,7 @@ use std::time::Instant;
 use coreml_bridge::{Bridge, Config, Features, ModelDescription, ModelRef, PredictOptions, Timings};
 
 use crate::InferenceRequest;
+use crate::source::LoadStage;
 
 type Result<T> = std::result::Result<T, coreml_bridge::Error>;
 
@@ -14,7 +15,14 @@ type Result<T> = std::result::Result<T, coreml_bridge::Error>;
 pub(crate) trait Backend: Send + Sync + 'static {
     /// Whether it can be told how many threads to use inside one prediction.
     fn takes_threads(&self) -> bool;
-    fn instantiate(&self, model_ref: ModelRef, path: &Path, config: &Config) -> Result<Box<dyn Instance>>;
+    /// Tells how far it has come, once it is past [`LoadStage::Waiting`].
+    fn instantiate(
+        &self,
+        model_ref: ModelRef,
+        path: &Path,
+        config: &Config,
+        progress: &dyn Fn(LoadStage),
+    ) -> Result<Box<dyn Instance>>;
 
     /// Its name and version, and the build of the system: what it compiles is of use to the same only. `None`: it does not
     /// compile.
@@ -39,7 +47,14 @@ impl Backend for Bridge {
         self.info().is_ok_and(|info| info.features.iter().any(|feature| feature == "threads"))
     }
 
-    fn instantiate(&self, model_ref: ModelRef, path: &Path, config: &Config) -> Result<Box<dyn Instance>> {
+    fn instantiate(
+        &self,
+        model_ref: ModelRef,
+        path: &Path,
+        config: &Config,
+        progress: &dyn Fn(LoadStage),
+    ) -> Result<Box<dyn Instance>> {
+        progress(LoadStage::Loading);
         let handle = self.load(path, config)?;
         let description = Arc::new(handle.description().clone());
         coreml_bridge::register_model_as(model_ref, handle);

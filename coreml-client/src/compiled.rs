@@ -27,6 +27,8 @@ use sha2::{Digest, Sha256};
 use crate::InferenceRequest;
 use crate::backend::{Backend, Instance};
 use crate::files::{Files, hex};
+use crate::source::LoadStage;
+use crate::telemetry;
 
 /// A folder in which compiled models are kept, for all processes that name it.
 ///
@@ -89,16 +91,17 @@ impl Cached {
         Self { inner, store }
     }
 
-    fn lease(&self, source: &Path) -> Option<Arc<Lease>> {
+    fn lease(&self, source: &Path, progress: &dyn Fn(LoadStage)) -> Option<Arc<Lease>> {
         let store = self.store.as_ref()?;
         let compiled = source.extension().is_some_and(|extension| extension == "mlmodelc");
         if compiled || !source.exists() {
             return None;
         }
-        match store.lease(source, |folder| self.inner.compile(source, folder)) {
+        let compiling = || progress(LoadStage::Compiling);
+        match store.lease(source, compiling, |folder| self.inner.compile(source, folder)) {
             Ok(lease) => lease,
             Err(error) => {
-                crate::telemetry::cache_failed(source, &error);
+                telemetry::cache_failed(source, &error);
                 None
             }
         }
@@ -115,12 +118,15 @@ impl Backend for Cached {
         model_ref: ModelRef,
         path: &Path,
         config: &Config,
+        progress: &dyn Fn(LoadStage),
     ) -> Result<Box<dyn Instance>, coreml_bridge::Error> {
-        let Some(lease) = self.lease(path) else { return self.inner.instantiate(model_ref, path, config) };
-        match self.inner.instantiate(model_ref, &lease.path, config) {
+        let Some(lease) = self.lease(path, progress) else {
+            return self.inner.instantiate(model_ref, path, config, progress);
+        };
+        match self.inner.instantiate(model_ref, &lease.path, config, progress) {
             Ok(inner) => Ok(Box::new(Leased { inner, _lease: lease })),
             Err(_) => {
-                let instance = self.inner.instantiate(model_ref, path, config)?;
+                let instance = self.inner.instantiate(model_ref, path, config, progress)?;
                 // So it was the entry.
                 if let (Some(store), Some(lease)) = (&self.store, Arc::into_inner(lease)) {
                     let key = lease.key.clone();
@@ -180,6 +186,7 @@ impl Store {
     fn lease(
         &self,
         source: &Path,
+        compiling: impl Fn(),
         compile: impl Fn(&Path) -> Result<PathBuf, coreml_bridge::Error>,
     ) -> io::Result<Option<Arc<Lease>>> {
         /// A fresh entry can be evicted before it is taken; more often than this it is not chance.
@@ -188,13 +195,16 @@ impl Store {
         if let Some(lease) = self.leases().get(&key).and_then(Weak::upgrade) {
             return Ok(Some(lease));
         }
+        let mut made = false;
         for _ in 0..TRIES {
             if let Some(lease) = self.take(&key)? {
+                telemetry::compiled(source, if made { "made" } else { "found" });
                 let lease = Arc::new(lease);
                 self.leases().insert(key, Arc::downgrade(&lease));
                 self.trim();
                 return Ok(Some(lease));
             }
+            compiling();
             let _making = self.locked(&key, "make")?;
             // Whoever made it meanwhile has made it for this caller, too.
             if self.verify(&key).is_ok() {
@@ -204,6 +214,7 @@ impl Store {
                 return Ok(None);
             }
             self.make(&key, source, &compile)?;
+            made = true;
         }
         Ok(None)
     }

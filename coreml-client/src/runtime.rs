@@ -342,7 +342,10 @@ impl Runtime {
         let name = thread_name(&request.0, 0);
         if let Err(error) = self.spawn(name, move || load_thread(&runtime, load, options)) {
             let source = Arc::new(error);
-            let requested = self.lock().requested.remove(&request);
+            let mut state = self.lock();
+            let requested = state.requested.remove(&request);
+            state.counts.loads_failed += 1;
+            drop(state);
             if let Some(Requested::Resolving(waiting)) = requested {
                 tell(waiting, &Err(Error::Thread { source }));
             }
@@ -963,7 +966,6 @@ fn load_thread(runtime: &Weak<Runtime>, request: (PathBuf, Config), options: Opt
         }
     };
     let _serving = Serving::first(&version);
-    strong.progress(&source, LoadStage::Loading);
     // A load may take minutes; meanwhile it keeps no runtime alive that nobody uses.
     drop(strong);
     let progress = |stage| {
@@ -972,7 +974,7 @@ fn load_thread(runtime: &Weak<Runtime>, request: (PathBuf, Config), options: Opt
         }
     };
     let start = Instant::now();
-    let first = version.first_instance(progress);
+    let first = version.first_instance(&progress);
     telemetry::loaded(start.elapsed());
     let Some(strong) = runtime.upgrade() else { return };
     match first {
@@ -1038,7 +1040,7 @@ fn swap_thread(
         let version = strong.prepare(model_ref, &source, size, (path, config), options)?;
         let serving = Serving::first(&version);
         drop(strong);
-        let mut instance = version.first_instance(|_| ()).map_err(|error| match error {
+        let mut instance = version.first_instance(&|_| ()).map_err(|error| match error {
             // It loads, but does not predict.
             Error::Predict { source, .. } => Error::SwapRefused { model_ref, source },
             other => other,

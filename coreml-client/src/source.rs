@@ -177,6 +177,10 @@ pub enum LoadStage {
     Reading,
     /// Waiting for room in the memory budget.
     Waiting,
+    /// The bridge compiles the model, or another thread or process that has begun does it for this load, too. Told of where
+    /// there is a [cache](crate::ModelClientBuilder::compiled_cache) of compiled models that has not this one; without a
+    /// cache it is a part of loading.
+    Compiling,
     /// Building the first instance.
     Loading,
     /// Making the first predictions.
@@ -190,6 +194,7 @@ impl fmt::Display for LoadStage {
         f.pad(match self {
             Self::Reading => "reading",
             Self::Waiting => "waiting for memory",
+            Self::Compiling => "compiling",
             Self::Loading => "loading",
             Self::WarmingUp => "warming up",
             Self::Ready => "ready",

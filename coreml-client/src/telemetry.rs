@@ -228,9 +228,20 @@ pub(crate) fn event(what: &'static str, model_ref: ModelRef, error: Option<&crat
     }
 }
 
+/// A compiled model is used for the first time in this process: `"made"` for it, or `"found"` in the cache.
+#[allow(unused_variables, reason = "without features nobody is told")]
+pub(crate) fn compiled(source: &std::path::Path, outcome: &'static str) {
+    #[cfg(feature = "metrics")]
+    metrics::counter!("coreml_compiled_models_total", "outcome" => outcome).increment(1);
+    #[cfg(feature = "tracing")]
+    tracing::info!(path = %source.display(), "compiled model {outcome}");
+}
+
 /// The cache of compiled models could not be used; the model is loaded without it.
-#[allow(unused_variables, reason = "without tracing nobody is told")]
+#[allow(unused_variables, reason = "without features nobody is told")]
 pub(crate) fn cache_failed(source: &std::path::Path, error: &std::io::Error) {
+    #[cfg(feature = "metrics")]
+    metrics::counter!("coreml_compiled_models_total", "outcome" => "error").increment(1);
     #[cfg(feature = "tracing")]
     tracing::warn!(path = %source.display(), error = error as &dyn std::error::Error, "no cached model");
 }

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::backend::{Backend, Instance};
 use crate::queue::WhenFull;
+use crate::source::LoadStage;
 use crate::version::{Denied, Retry};
 use crate::{
     Error, InferenceMessage, InferenceRequest, InferenceResult, ModelClient, Priority, Result, Shutdown,
@@ -74,7 +75,13 @@ impl Backend for Shared {
         true
     }
 
-    fn instantiate(&self, _: ModelRef, _: &Path, _: &Config) -> BridgeResult<Box<dyn Instance>> {
+    fn instantiate(
+        &self,
+        _: ModelRef,
+        _: &Path,
+        _: &Config,
+        _: &dyn Fn(LoadStage),
+    ) -> BridgeResult<Box<dyn Instance>> {
         (self.0.load)(self.0.loads.fetch_add(1, Ordering::SeqCst))?;
         self.0.live.fetch_add(1, Ordering::SeqCst);
         Ok(Box::new(DoubleInstance { double: Arc::clone(&self.0), thread: thread::current().id() }))

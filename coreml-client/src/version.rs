@@ -484,8 +484,8 @@ impl Version {
     }
 
     /// Builds the first instance, on the thread that will be worker 0.
-    pub(crate) fn first_instance(&self, progress: impl Fn(LoadStage)) -> Result<Box<dyn Instance>> {
-        let mut instance = self.instantiate(0)?;
+    pub(crate) fn first_instance(&self, progress: &dyn Fn(LoadStage)) -> Result<Box<dyn Instance>> {
+        let mut instance = self.instantiate(0, progress)?;
         let model_ref = self.model_ref;
         if !self.options.warm_up.is_empty() {
             progress(LoadStage::WarmingUp);
@@ -501,11 +501,11 @@ impl Version {
         Ok(instance)
     }
 
-    fn instantiate(&self, worker: usize) -> Result<Box<dyn Instance>> {
+    fn instantiate(&self, worker: usize, progress: &dyn Fn(LoadStage)) -> Result<Box<dyn Instance>> {
         self.seats[worker].set(WorkerState::Building);
         let path = || self.path.clone();
         let built = catch_unwind(AssertUnwindSafe(|| {
-            let instance = self.backend.instantiate(self.model_ref, &self.path, &self.config)?;
+            let instance = self.backend.instantiate(self.model_ref, &self.path, &self.config, progress)?;
             self.description.get_or_init(|| instance.description());
             Ok(instance)
         }));
@@ -525,7 +525,7 @@ impl Version {
             let current = match instance.take() {
                 Some(current) => current,
                 None if self.queue.stop_if_finished() => break,
-                None => match self.instantiate(worker) {
+                None => match self.instantiate(worker, &|_| ()) {
                     Ok(current) => current,
                     Err(error) => {
                         if !self.note_failure(error) || !self.pause(worker, &mut in_a_row) {

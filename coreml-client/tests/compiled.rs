@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coreml_client::{
-    CompiledCache, Config, Error, Features, InferenceRequest, ModelClient, ModelRef, Tensor,
+    CompiledCache, Config, Error, Features, InferenceRequest, LoadStage, ModelClient, ModelRef, Tensor,
 };
 use coreml_testing::FakeBridge;
 
@@ -122,6 +122,44 @@ fn a_model_is_compiled_once_for_its_content() {
     client.load_model(&compiled).unwrap();
     assert_eq!(compiler.count(), 2);
     assert_eq!(litter(&cache), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn a_load_tells_that_it_compiles_and_only_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let path = model(folder.path(), "model.mlmodel", b"content");
+    let seen = |compiler: &Compiler| {
+        // Half-way through, so that the stage lasts until somebody has looked.
+        let (looked, wait) = std::sync::mpsc::channel::<()>();
+        let wait = std::sync::Mutex::new(wait);
+        let (_, client) = compiler.client(CompiledCache::new(&cache), move || {
+            wait.lock().unwrap().recv_timeout(Duration::from_secs(30)).unwrap();
+        });
+        let load = client.load(&path);
+        let mut stages = load.stages();
+        let watcher = thread::spawn(move || {
+            pollster::block_on(async {
+                let mut seen = Vec::new();
+                while stages.changed().await.is_ok() {
+                    let stage = *stages.borrow_and_update();
+                    seen.push(stage);
+                    if stage == LoadStage::Compiling {
+                        looked.send(()).unwrap();
+                    }
+                }
+                seen
+            })
+        });
+        pollster::block_on(load).unwrap();
+        watcher.join().unwrap()
+    };
+    let compiler = Compiler::default();
+    let first = seen(&compiler);
+    assert!(first.contains(&LoadStage::Compiling) && first.is_sorted(), "{first:?}");
+    let second = seen(&compiler);
+    assert!(!second.contains(&LoadStage::Compiling), "{second:?}");
+    assert_eq!((second.last(), compiler.count()), (Some(&LoadStage::Ready), 1));
 }
 
 #[test]

@@ -525,6 +525,34 @@ async fn a_load_tells_its_stages_to_everybody_who_waits() {
     finish(client, fake).await;
 }
 
+/// A machine that gives no more threads, in a process of its own: its threads ask for a larger stack than there is memory.
+#[test]
+fn without_a_thread_a_load_fails_and_the_next_one_may_try_again() {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "without_threads", "--ignored", "--nocapture", "--test-threads=1"])
+        .env("RUST_MIN_STACK", (1_u64 << 50).to_string())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+}
+
+#[test]
+#[ignore = "the process of the test above"]
+fn without_threads() {
+    let fake = FakeBridge::new();
+    let client = client(fake);
+    for _ in 0..2 {
+        let error = client.load_model("model").unwrap_err();
+        let Error::Thread { source } = &error else { panic!("{error:?}") };
+        assert!(source.raw_os_error().is_some(), "{source}");
+    }
+    let stats = client.stats();
+    assert_eq!((stats.models.len(), stats.models_total.loads_failed, fake.counts().loads), (0, 2, 0));
+    let report = pollster::block_on(client.shutdown(Shutdown::Abort));
+    assert_eq!(report.abandoned_threads, 0);
+}
+
 #[tokio::test]
 async fn a_warm_up_that_fails_fails_the_load_and_frees_it() {
     let fake = FakeBridge::builder().behave(|behaviour| behaviour.predict = Outcome::Panic).build();

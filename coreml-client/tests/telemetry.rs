@@ -6,14 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use coreml_client::{Features, InferenceRequest, ModelClient, ModelSource, Procedure, Tensor};
+use coreml_client::{CompiledCache, Features, InferenceRequest, ModelClient, ModelSource, Procedure, Tensor};
 use coreml_testing::FakeBridge;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tracing::span::{Attributes, Id};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 17] = [
     "coreml_requests_total",
     "coreml_queue_duration_seconds",
     "coreml_predict_duration_seconds",
@@ -30,6 +30,7 @@ const NAMES: [&str; 16] = [
     "coreml_cache_evictions_total",
     "coreml_memory_pressure_level",
     "coreml_swaps_total",
+    "coreml_compiled_models_total",
 ];
 
 /// Remembers each prediction's span with the name of the one above it.
@@ -69,6 +70,22 @@ fn every_metric_is_there_under_its_name_and_spans_travel_with_their_requests() {
         client.swap(model_ref, ModelSource::new("doubler.mlpackage")).await.unwrap();
     });
 
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model.mlmodel");
+    std::fs::write(&model, b"content").unwrap();
+    let compiling = FakeBridge::builder()
+        .compile(|source, folder| {
+            let made = folder.join("model.mlmodelc");
+            std::fs::copy(source, &made).map_err(|error| error.to_string())?;
+            Ok(made)
+        })
+        .build();
+    for _ in 0..2 {
+        let cache = CompiledCache::new(folder.path().join("cache"));
+        let client = ModelClient::builder().bridge(compiling.bridge()).compiled_cache(cache).build();
+        client.load_model(&model).unwrap();
+    }
+
     let mut seen: BTreeMap<String, f64> = BTreeMap::new();
     let mut labels = BTreeSet::new();
     let start = Instant::now();
@@ -90,7 +107,8 @@ fn every_metric_is_there_under_its_name_and_spans_travel_with_their_requests() {
                 name += &format!(" {}={}", label.key(), label.value());
             }
             let value = match value {
-                DebugValue::Counter(count) => count as f64,
+                // The recorder forgets what it has told of.
+                DebugValue::Counter(count) => (count as f64).max(seen.get(&name).copied().unwrap_or(0.0)),
                 DebugValue::Gauge(value) => value.into_inner(),
                 DebugValue::Histogram(values) => {
                     values.len() as f64 + seen.get(&name).copied().unwrap_or(0.0)
@@ -99,7 +117,9 @@ fn every_metric_is_there_under_its_name_and_spans_travel_with_their_requests() {
             seen.insert(name, value);
         }
     }
+    let documented = include_str!("../../docs/monitoring.md");
     for name in NAMES {
+        assert!(documented.contains(&format!("| `{name}` |")), "{name} is not in docs/monitoring.md");
         assert!(seen.keys().any(|key| key.split(' ').next() == Some(name)), "{name} is missing: {seen:#?}");
     }
     let known = ["model", "version", "outcome", "priority", "state", "worker", "cause", "kind", "reason"];
@@ -108,6 +128,9 @@ fn every_metric_is_there_under_its_name_and_spans_travel_with_their_requests() {
     assert_eq!(seen[&format!("coreml_predict_duration_seconds {one}")], 4.0);
     assert_eq!(seen[&format!("coreml_worker_restarts_total {one} cause=panic")], 1.0);
     assert_eq!(seen["coreml_swaps_total outcome=ok"], 1.0);
+    let compiled =
+        ["made", "found"].map(|outcome| seen[&format!("coreml_compiled_models_total outcome={outcome}")]);
+    assert_eq!(compiled, [1.0, 1.0]);
     let spans = spans.0.lock().unwrap();
     assert_eq!(spans.iter().filter(|span| *span == "mine/coreml_predict").count(), 3, "{spans:?}");
 }
