@@ -54,7 +54,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let mut failed = Vec::new();
     for (proof, _) in wanted {
         // With everything on: the bounds hold for who watches, too.
-        let mut command = command(root, proof, &["--release", "--features", "metrics,tracing,serde"]);
+        let mut command = command(root, proof, &["--release", "--features", "metrics,tracing,monitor"]);
         command.env("COREML_SOAK_SECONDS", soak.to_string());
         if !short {
             command.env("COREML_PROOFS", "full");
