@@ -305,6 +305,12 @@ typedef struct CmlBridge {
   void (*request_cancel)(CmlRequest *request);
   /* [F] Cancels nothing. */
   void (*request_release)(CmlRequest *request);
+  /* [F] What is inside .mlmodel, .mlpackage or .mlmodelc: functions and ops, or layers. JSON, see docs/abi.md,
+     "Structure". */
+  CmlStatus (*model_structure)(void *self, CmlStr path, CmlBlob **json, CmlError **error);
+  /* [F] The same, and for each op of the function that `config` chooses where it would run and what part of the work it
+     is. `config` as in model_load. */
+  CmlStatus (*compute_plan)(void *self, CmlStr path, const CmlConfig *config, CmlBlob **json, CmlError **error);
 } CmlBridge;
 
 /* Apple's Core ML through the Objective-C shim. */

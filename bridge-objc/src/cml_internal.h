@@ -183,6 +183,7 @@ void cml_json_string(CmlJson *json, NSString *string);
 void cml_json_text(CmlJson *json, const char *text);
 void cml_json_int64(CmlJson *json, int64_t number);
 void cml_json_bool(CmlJson *json, bool value);
+void cml_json_double(CmlJson *json, double number); /* null if it is not finite */
 void cml_json_name(CmlJson *json, NSString *key); /* a key that is data */
 /* The whole of a slot that answers JSON: `write` fills it in. Nothing unwinds, and nothing is left on failure. */
 typedef CmlStatus (^CmlJsonWriter)(CmlJson *json);
@@ -259,9 +260,32 @@ CmlStatus cml_image_with_bytes(CmlValue *value, int32_t writable, CmlImageBytesF
 CmlStatus cml_model_compile(void *self, CmlStr source, CmlStr folder, CmlBlob **path, CmlError **error);
 CmlStatus cml_model_load(void *self, CmlStr path, const CmlConfig *config, CmlModel **model, CmlError **error);
 void cml_model_release(CmlModel *model);
+/* What `config` says, for Core ML; *function is the one that it chooses, if it does. */
+CmlStatus cml_configure(const CmlConfig *config, MLModelConfiguration *settings, NSString **function,
+                        CmlError **error);
+/* Runs `visit` with the compiled form of what is at `path`; what was compiled for it is deleted afterwards. */
+typedef CmlStatus (^CmlCompiledVisitor)(NSString *compiled);
+CmlStatus cml_with_compiled(CmlStr path, CmlError **error, NS_NOESCAPE CmlCompiledVisitor visit);
+/* What Core ML answers through a completion: `ask` begins the call, whose completion must lead to cml_answer_give. nil,
+   and perhaps *cause, when it fails or does not answer in time: a call that never ends must not hang us. */
+typedef struct CmlAnswer CmlAnswer;
+typedef void (^CmlAsk)(CmlAnswer *answer);
+enum { CML_ANSWER_SECONDS = 20 };
+id cml_answer_await(unsigned seconds, NSError **cause, NS_NOESCAPE CmlAsk ask);
+void cml_answer_give(CmlAnswer *answer, id given, NSError *cause);
+/* NOT_FOUND unless the compiled model has `function`, as far as this OS can tell; *functions are all, or nil. */
+CmlStatus cml_choose_function(NSString *compiled, NSString *function, NSArray<NSString *> **functions,
+                              CmlError **error);
 /* The functions of a compiled model; nil, and perhaps *cause, when the OS cannot tell. `cause` may be NULL. */
 NSArray<NSString *> *cml_functions_of(NSString *compiled, NSError **cause);
 CmlStatus cml_function_names(void *self, CmlStr path, CmlBlob **json, CmlError **error);
+
+/* cml_structure.m */
+CmlStatus cml_model_structure(void *self, CmlStr path, CmlBlob **json, CmlError **error);
+CmlStatus cml_compute_plan(void *self, CmlStr path, const CmlConfig *config, CmlBlob **json, CmlError **error);
+
+/* cml_table.m */
+const char *cml_device_kind(id device); /* NULL: a kind that we do not know */
 
 /* cml_describe.m */
 CmlStatus cml_model_describe(CmlModel *model, CmlBlob **json, CmlError **error);

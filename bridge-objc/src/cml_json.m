@@ -1,4 +1,5 @@
 /* A writer of JSON: grows one buffer, remembers a failure until the end. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -88,6 +89,15 @@ void cml_json_int64(CmlJson *json, int64_t number) {
 void cml_json_bool(CmlJson *json, bool value) {
   cml_json_separate(json);
   cml_json_put(json, value ? "true" : "false", value ? 4 : 5);
+}
+
+void cml_json_double(CmlJson *json, double number) {
+  char text[40];
+  int length = isfinite(number) ? snprintf(text, sizeof text, "%.17g", number) : snprintf(text, sizeof text, "null");
+  char *comma = memchr(text, ',', (size_t)length); /* how some locales write a point */
+  if (comma != NULL) *comma = '.';
+  cml_json_separate(json);
+  cml_json_put(json, text, (size_t)length);
 }
 
 /* Gives the text away as a blob, or frees it. */

@@ -115,83 +115,83 @@ CmlStatus cml_model_compile(void *self, CmlStr source, CmlStr folder, CmlBlob **
 /* ---- the functions of a model ---- */
 
 /* Core ML answers later, on a thread of its own. Whoever lets go last, the waiter or the answer, frees this. */
-typedef struct CmlAnswer {
+struct CmlAnswer {
   pthread_mutex_t lock;
-  pthread_cond_t given;
+  pthread_cond_t came;
   int holders;
   bool done;
-  NSArray *names; /* retained, as is the other */
+  id given; /* retained, as is the other */
   NSError *cause;
-} CmlAnswer;
+};
 
 static void cml_answer_drop(CmlAnswer *answer) { /* with the lock held; gives it up */
   bool last = --answer->holders == 0;
   pthread_mutex_unlock(&answer->lock);
   if (!last) return;
-  [answer->names release];
+  [answer->given release];
   [answer->cause release];
-  pthread_cond_destroy(&answer->given);
+  pthread_cond_destroy(&answer->came);
   pthread_mutex_destroy(&answer->lock);
   free(answer);
 }
 
-static void cml_answer_give(CmlAnswer *answer, NSArray *names, NSError *cause) {
+void cml_answer_give(CmlAnswer *answer, id given, NSError *cause) {
   pthread_mutex_lock(&answer->lock);
   if (!answer->done) {
-    answer->names = [names retain];
+    answer->given = [given retain];
     answer->cause = [cause retain];
   }
   answer->done = true;
-  pthread_cond_signal(&answer->given);
+  pthread_cond_signal(&answer->came);
   cml_answer_drop(answer);
 }
 
-enum { CML_ANSWER_SECONDS = 20 }; /* an answer that never comes must not hang a load */
-
-static NSArray<NSString *> *cml_answer_wait(CmlAnswer *answer, NSError **cause) {
+id cml_answer_await(unsigned seconds, NSError **cause, NS_NOESCAPE CmlAsk ask) {
+  CmlAnswer *answer = calloc(1, sizeof *answer);
+  if (answer == NULL) return nil;
+  pthread_mutex_init(&answer->lock, NULL);
+  pthread_cond_init(&answer->came, NULL);
+  answer->holders = 2;
+  bool asked = false;
+  @try {
+    ask(answer);
+    asked = true;
+  } @finally {
+    if (!asked) { /* the call threw: no answer will come */
+      cml_answer_give(answer, nil, nil);
+      pthread_mutex_lock(&answer->lock);
+      cml_answer_drop(answer);
+    }
+  }
   struct timespec until;
   clock_gettime(CLOCK_REALTIME, &until);
-  until.tv_sec += CML_ANSWER_SECONDS;
+  until.tv_sec += seconds;
   pthread_mutex_lock(&answer->lock);
-  while (!answer->done && pthread_cond_timedwait(&answer->given, &answer->lock, &until) != ETIMEDOUT) {
+  while (!answer->done && pthread_cond_timedwait(&answer->came, &answer->lock, &until) != ETIMEDOUT) {
   }
-  NSArray *names = [[answer->names retain] autorelease];
+  id given = [[answer->given retain] autorelease];
   if (cause != NULL) *cause = [[answer->cause retain] autorelease];
   cml_answer_drop(answer);
-  return names;
+  return given;
 }
 
 NSArray<NSString *> *cml_functions_of(NSString *compiled, NSError **cause) {
   CML_IF_OS(15, 0, 18.0) {
     MLModelAsset *asset = [MLModelAsset modelAssetWithURL:[NSURL fileURLWithPath:compiled] error:cause];
     if (asset == nil) return nil;
-    CmlAnswer *answer = calloc(1, sizeof *answer);
-    if (answer == NULL) return nil;
-    pthread_mutex_init(&answer->lock, NULL);
-    pthread_cond_init(&answer->given, NULL);
-    answer->holders = 2;
-    bool asked = false;
-    @try {
+    return cml_answer_await(CML_ANSWER_SECONDS, cause, ^(CmlAnswer *answer) {
       [asset functionNamesWithCompletionHandler:^(NSArray<NSString *> *names, NSError *why) {
         cml_answer_give(answer, names, why);
       }];
-      asked = true;
-    } @finally {
-      if (!asked) { /* the call threw: no answer will come */
-        cml_answer_give(answer, nil, nil);
-        pthread_mutex_lock(&answer->lock);
-        cml_answer_drop(answer);
-      }
-    }
-    return cml_answer_wait(answer, cause);
+    });
   }
   return nil;
 }
 
 /* ---- loading ---- */
 
-static CmlStatus cml_configure(const CmlConfig *config, MLModelConfiguration *settings, NSString **function,
-                               CmlError **error) {
+CmlStatus cml_configure(const CmlConfig *config, MLModelConfiguration *settings, NSString **function,
+                        CmlError **error) {
   if (config == NULL) return CML_OK;
   if (!CML_REACHES(CmlConfig, config, size)) {
     return cml_fail(error, CML_INVALID_ARGUMENT, "the configuration has size %u, which is too small", config->size);
@@ -263,21 +263,13 @@ static CmlStatus cml_compiled(CmlStr path, NSString **compiled, bool *made, CmlE
   return CML_OK;
 }
 
-static CmlStatus cml_names_at(CmlStr path, CmlJson *json, CmlError **error) {
+CmlStatus cml_with_compiled(CmlStr path, CmlError **error, NS_NOESCAPE CmlCompiledVisitor visit) {
   NSString *compiled = nil;
-  NSError *cause = nil;
-  bool made = false, can = false;
-  CML_IF_OS(15, 0, 18.0) can = true;
-  if (!can) return cml_fail_os(error, "naming the functions of a model", "macOS 15 or iOS 18");
+  bool made = false;
   CmlStatus status = cml_compiled(path, &compiled, &made, error);
   if (status != CML_OK) return status;
   @try {
-    NSArray<NSString *> *names = cml_functions_of(compiled, &cause);
-    if (names == nil) return cml_fail_nserror(error, CML_FRAMEWORK, cause, "naming the functions of the model");
-    cml_json_open(json, '[');
-    for (NSString *name in names) cml_json_string(json, name);
-    cml_json_close(json, ']');
-    return CML_OK;
+    return visit(compiled);
   } @finally {
     if (made) cml_remove(compiled);
   }
@@ -286,8 +278,29 @@ static CmlStatus cml_names_at(CmlStr path, CmlJson *json, CmlError **error) {
 CmlStatus cml_function_names(void *self, CmlStr path, CmlBlob **blob, CmlError **error) {
   (void)self;
   return cml_json_answer(blob, error, ^CmlStatus(CmlJson *json) {
-    return cml_names_at(path, json, error);
+    bool can = false;
+    CML_IF_OS(15, 0, 18.0) can = true;
+    if (!can) return cml_fail_os(error, "naming the functions of a model", "macOS 15 or iOS 18");
+    return cml_with_compiled(path, error, ^CmlStatus(NSString *compiled) {
+      NSError *cause = nil;
+      NSArray<NSString *> *names = cml_functions_of(compiled, &cause);
+      if (names == nil) return cml_fail_nserror(error, CML_FRAMEWORK, cause, "naming the functions of the model");
+      cml_json_open(json, '[');
+      for (NSString *name in names) cml_json_string(json, name);
+      cml_json_close(json, ']');
+      return CML_OK;
+    });
   });
+}
+
+CmlStatus cml_choose_function(NSString *compiled, NSString *function, NSArray<NSString *> **functions,
+                              CmlError **error) {
+  *functions = cml_functions_of(compiled, NULL); /* why not, loading will tell */
+  if ((*functions).count > 0 && ![*functions containsObject:function]) {
+    return cml_fail(error, CML_NOT_FOUND, "the model has no function '%s', but %s", cml_utf8(function),
+                    cml_utf8([*functions componentsJoinedByString:@", "]));
+  }
+  return CML_OK;
 }
 
 static CmlStatus cml_load(CmlModel *model, CmlStr path, const CmlConfig *config, CmlError **error) {
@@ -298,11 +311,9 @@ static CmlStatus cml_load(CmlModel *model, CmlStr path, const CmlConfig *config,
   if (status != CML_OK) return status;
   model->compiled = [compiled retain];
   if (function != nil) {
-    NSArray<NSString *> *functions = cml_functions_of(compiled, NULL); /* why not, loading will tell */
-    if (functions.count > 0 && ![functions containsObject:function]) {
-      return cml_fail(error, CML_NOT_FOUND, "the model has no function '%s', but %s", cml_utf8(function),
-                      cml_utf8([functions componentsJoinedByString:@", "]));
-    }
+    NSArray<NSString *> *functions = nil;
+    status = cml_choose_function(compiled, function, &functions, error);
+    if (status != CML_OK) return status;
     model->functions = [functions retain];
     model->function = [function retain];
   }

@@ -17,6 +17,15 @@ static void cml_info_device(CmlJson *json, const char *kind) {
   cml_json_close(json, '}');
 }
 
+const char *cml_device_kind(id device) {
+  CML_IF_OS(14, 0, 17.0) {
+    if ([device isKindOfClass:[MLCPUComputeDevice class]]) return "cpu";
+    if ([device isKindOfClass:[MLGPUComputeDevice class]]) return "gpu";
+    if ([device isKindOfClass:[MLNeuralEngineComputeDevice class]]) return "neural_engine";
+  }
+  return NULL;
+}
+
 static void cml_info_devices(CmlJson *json) {
   bool asked = false;
   cml_json_key(json, "devices");
@@ -24,9 +33,8 @@ static void cml_info_devices(CmlJson *json) {
   CML_IF_OS(14, 0, 17.0) {
     asked = true;
     for (id device in MLAllComputeDevices()) {
-      if ([device isKindOfClass:[MLCPUComputeDevice class]]) cml_info_device(json, "cpu");
-      if ([device isKindOfClass:[MLGPUComputeDevice class]]) cml_info_device(json, "gpu");
-      if ([device isKindOfClass:[MLNeuralEngineComputeDevice class]]) cml_info_device(json, "neural_engine");
+      const char *kind = cml_device_kind(device);
+      if (kind != NULL) cml_info_device(json, kind);
     }
   }
   if (!asked) cml_info_device(json, "cpu"); /* every system has one */
@@ -34,7 +42,7 @@ static void cml_info_devices(CmlJson *json) {
 }
 
 static void cml_info(CmlJson *json) {
-  const char *dtypes[5], *features[12];
+  const char *dtypes[5], *features[16];
   size_t n_dtypes = 0, n_features = 0;
   dtypes[n_dtypes++] = "float32";
   dtypes[n_dtypes++] = "float64";
@@ -51,6 +59,8 @@ static void cml_info(CmlJson *json) {
   CML_IF_OS(15, 0, 18.0) features[n_features++] = "state";
   features[n_features++] = "batch";
   CML_IF_OS(14, 0, 17.0) features[n_features++] = "async";
+  CML_IF_OS(14, 4, 17.4) features[n_features++] = "structure";
+  CML_IF_OS(14, 4, 17.4) features[n_features++] = "plan";
   cml_json_open(json, '{');
   cml_json_key(json, "name");
   cml_json_text(json, "coreml");
@@ -117,6 +127,8 @@ static const CmlBridge cml_bridge = {
     .model_load_async = cml_model_load_async,
     .request_cancel = cml_request_cancel,
     .request_release = cml_request_release,
+    .model_structure = cml_model_structure,
+    .compute_plan = cml_compute_plan,
 };
 
 const CmlBridge *cml_bridge_coreml(void) { return &cml_bridge; }

@@ -1277,6 +1277,86 @@ static void test_function_names(void) {
   cml_test_macos = 0;
 }
 
+/* What a slot that answers JSON says of a file, and then nothing is left of it. */
+static bool answers(CmlStatus status, CmlBlob *json, CmlError **error, const char *wanted) {
+  if (!went_(__LINE__, status, error)) return false;
+  CmlStr said = B->blob_bytes(json);
+  bool right = is(said, wanted);
+  if (!right) fprintf(stderr, "it said  %.*s\nand not  %s\n", (int)said.len, said.ptr, wanted);
+  B->blob_free(json);
+  MUST_BALANCE("the compiled model of a question");
+  return right;
+}
+
+#define PLANNED ",\"devices\":{\"preferred\":\"cpu\",\"supported\":[\"cpu\",\"gpu\"]}"
+#define PROGRAM(way, weight)                                                                                       \
+  "{\"kind\":\"ML program\",\"functions\":{\"main\":{\"inputs\":[{\"name\":\"x\"}],\"ops\":["                  \
+  "{\"kind\":\"add\",\"inputs\":{\"x\":[\"x\"],\"y\":[\"x\"]},\"outputs\":[{\"name\":\"out_x\"}]" way weight "}," \
+  "{\"kind\":\"cond\",\"inputs\":{\"pred\":[\"constant\"]},\"outputs\":[],\"blocks\":[{\"inputs\":[],\"ops\":[],"  \
+  "\"outputs\":[\"x\"]}]}],\"outputs\":[\"out_x\"]},\"other\":{\"inputs\":[],\"ops\":[],\"outputs\":[]}}}"
+#define NETWORK(way)                                                                                       \
+  "{\"kind\":\"neural network\",\"functions\":{\"main\":{\"ops\":[{\"kind\":\"relu\",\"name\":\"a layer\"," \
+  "\"inputs\":{\"\":[\"x\"]},\"outputs\":[{\"name\":\"out_x\"}]" way "}]}}}"
+
+static void test_structure(void) {
+  static const struct {
+    const char *file, *structure, *plan;
+  } models[] = {
+      {"model.mlmodel", PROGRAM("", ""), PROGRAM(PLANNED, ",\"weight\":0.25")},
+      {"model.mlpackage", PROGRAM("", ""), PROGRAM(PLANNED, ",\"weight\":0.25")},
+      {"network.mlmodel", NETWORK(""), NETWORK(PLANNED)},
+      {"pipeline.mlmodel",
+       "{\"kind\":\"pipeline\",\"functions\":{},\"models\":[" NETWORK("") "," PROGRAM("", "") "]}", NULL},
+  };
+  static const uint32_t modes[] = {0, CML_HOSTILE_LATE_ANSWER, CML_HOSTILE_EARLY_ANSWER};
+  CmlError *error = NULL;
+  CmlBlob *json = NULL;
+  cml_workalike_set_late_release_ms(30);
+  for (size_t mode = 0; mode < sizeof modes / sizeof modes[0]; mode++) {
+    cml_workalike_set_hostile(modes[mode]);
+    for (size_t i = 0; i < sizeof models / sizeof models[0]; i++) {
+      CmlStr path = str(path_to(models[i].file));
+      CmlStatus status = B->model_structure(B->self, path, &json, &error);
+      CHECK(answers(status, json, &error, models[i].structure));
+      status = B->compute_plan(B->self, path, NULL, &json, &error);
+      CHECK(answers(status, json, &error, models[i].plan != NULL ? models[i].plan : models[i].structure));
+    }
+  }
+  cml_workalike_set_hostile(0);
+  cml_workalike_set_late_release_ms(1000);
+  /* The configuration is the one of a load. */
+  char kept[512]; /* path_to's are used again */
+  snprintf(kept, sizeof kept, "%s", path_to("model.mlmodel"));
+  CmlStr path = str(kept);
+  CmlConfig config = {
+      .size = sizeof config, .compute_units = CML_COMPUTE_CPU_AND_GPU, .function_name = str("other"), .flags = 1};
+  CHECK(WENT(B->compute_plan(B->self, path, &config, &json, &error)));
+  B->blob_free(json);
+  CHECK(cml_test_delegate_config()->compute_units == CML_COMPUTE_CPU_AND_GPU &&
+        cml_test_delegate_config()->flags == 1 && strcmp(cml_test_delegate_function(), "other") == 0);
+  config.function_name = str("neither");
+  REFUSED(B->compute_plan(B->self, path, &config, &json, &error), CML_NOT_FOUND, "main, other");
+  CmlConfig threads = {.size = sizeof threads, .threads = 3};
+  REFUSED(B->compute_plan(B->self, path, &threads, &json, &error), CML_UNSUPPORTED, "CPU threads");
+  CmlConfig small = {.size = 2};
+  REFUSED(B->compute_plan(B->self, path, &small, &json, &error), CML_INVALID_ARGUMENT, "too small");
+  MUST_BALANCE("plans that were refused");
+  CHECK(json == NULL);
+  REFUSED(B->model_structure(B->self, path, NULL, &error), CML_INVALID_ARGUMENT, "place");
+  REFUSED(B->compute_plan(B->self, path, NULL, NULL, &error), CML_INVALID_ARGUMENT, "place");
+  REFUSED(B->model_structure(B->self, str(path_to("absent.mlmodel")), &json, &error), CML_NOT_FOUND, "absent");
+  REFUSED(B->compute_plan(B->self, str(path_to("absent.mlmodel")), NULL, &json, &error), CML_NOT_FOUND, "absent");
+  REFUSED(B->model_structure(B->self, str(path_to("notes.txt")), &json, &error), CML_UNSUPPORTED, "neither");
+  REFUSED(B->model_structure(B->self, str(path_to("corrupt.mlmodel")), &json, &error), CML_FRAMEWORK, "damaged");
+  cml_test_macos = 1403;
+  REFUSED(B->model_structure(B->self, path, &json, &error), CML_UNSUPPORTED, "macOS 14.4 or iOS 17.4");
+  REFUSED(B->compute_plan(B->self, path, NULL, &json, &error), CML_UNSUPPORTED, "macOS 14.4 or iOS 17.4");
+  cml_test_macos = 1404;
+  CHECK(WENT(B->model_structure(B->self, path, &json, &error)));
+  B->blob_free(json);
+  cml_test_macos = 0;
+}
+
 static void test_backings(void) {
   CmlError *error = NULL;
   CmlModel *model = load();
@@ -1582,7 +1662,7 @@ static void test_old_systems(void) {
 /* Everything the table can do, stopping at the first failure. What was made is released in any case. */
 static CmlStatus everything(CmlError **error) {
   CmlStatus status = CML_OK;
-  CmlBlob *info = NULL, *json = NULL, *path = NULL, *functions = NULL;
+  CmlBlob *info = NULL, *json = NULL, *path = NULL, *functions = NULL, *structure = NULL, *plan = NULL;
   CmlModel *model = NULL;
   CmlState *state = NULL;
   CmlResult *result = NULL, *second = NULL, *later = NULL, *latest = NULL, *batch[2] = {NULL, NULL};
@@ -1667,6 +1747,8 @@ static CmlStatus everything(CmlError **error) {
     STEP(B->model_predict(model, state, names, values, 1, &options, &second, error));
   }
   STEP(B->function_names(B->self, str(path_to("model.mlmodel")), &functions, error));
+  STEP(B->model_structure(B->self, str(path_to("network.mlmodel")), &structure, error));
+  STEP(B->compute_plan(B->self, str(path_to("model.mlmodel")), &config, &plan, error));
   {
     CmlValue *rows[2] = {values[0], values[0]};
     STEP(B->model_predict_batch(model, 2, names, rows, 1, NULL, batch, error));
@@ -1687,6 +1769,8 @@ static CmlStatus everything(CmlError **error) {
   B->result_free(batch[0]);
   B->result_free(second);
   B->result_free(result);
+  B->blob_free(plan);
+  B->blob_free(structure);
   B->blob_free(functions);
   B->value_release(backing);
   for (int i = 0; i < N_ALL; i++) B->value_release(values[i]);
@@ -1857,6 +1941,7 @@ static const struct {
     {"wanted", test_wanted},
     {"batch", test_batch},
     {"function_names", test_function_names},
+    {"structure", test_structure},
     {"predict_async", test_predict_async},
     {"load_async", test_load_async},
     {"backings", test_backings},
@@ -1886,6 +1971,8 @@ int main(int argc, char **argv) {
   mkdir(path_to("model.mlpackage"), 0700);
   write_file("model.mlmodel", "double it");
   write_file("model.mlpackage/Data", "double it");
+  write_file("network.mlmodel", "double network");
+  write_file("pipeline.mlmodel", "double pipeline");
   write_file("corrupt.mlmodel", "corrupt");
   write_file("notes.txt", "double, but not by name");
   B = cml_bridge_coreml();

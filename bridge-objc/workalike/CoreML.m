@@ -910,11 +910,9 @@ static MLModelDescription *description_of(NSDictionary *json) {
   return description;
 }
 
-/* The delegate's description of a model, parsed; nil and an error. */
-static NSDictionary *json_of(const CmlBridge *bridge, CmlModel *model, NSError **cause) {
-  CmlBlob *blob = NULL;
-  CmlError *error = NULL;
-  CmlStatus status = bridge->model_describe(model, &blob, &error);
+/* What the delegate answered, parsed; nil and an error. */
+static NSDictionary *json_in(const CmlBridge *bridge, CmlStatus status, CmlBlob *blob, CmlError *error,
+                             NSError **cause) {
   if (status != CML_OK) {
     *cause = error_from(bridge, status, error);
     return nil;
@@ -923,6 +921,14 @@ static NSDictionary *json_of(const CmlBridge *bridge, CmlModel *model, NSError *
   NSData *data = [NSData dataWithBytes:text.ptr length:text.len];
   bridge->blob_free(blob);
   return [NSJSONSerialization JSONObjectWithData:data options:0 error:cause];
+}
+
+/* The delegate's description of a model. */
+static NSDictionary *json_of(const CmlBridge *bridge, CmlModel *model, NSError **cause) {
+  CmlBlob *blob = NULL;
+  CmlError *error = NULL;
+  CmlStatus status = bridge->model_describe(model, &blob, &error);
+  return json_in(bridge, status, blob, error, cause);
 }
 
 /* ---- configuration and options ---- */
@@ -1211,8 +1217,7 @@ static NSString *source_of(NSString *compiled) {
   return name != nil ? [compiled stringByAppendingPathComponent:name] : compiled;
 }
 
-static CmlModel *load_with(const CmlBridge *bridge, NSString *path, MLModelConfiguration *configuration,
-                           NSError **cause) {
+static CmlConfig config_of(MLModelConfiguration *configuration) {
   CmlConfig config;
   memset(&config, 0, sizeof config);
   config.size = sizeof config;
@@ -1223,6 +1228,12 @@ static CmlModel *load_with(const CmlBridge *bridge, NSString *path, MLModelConfi
     if (configuration->_function != nil) config.function_name = str_of(configuration->_function);
     if (configuration->_display != nil) config.display_name = str_of(configuration->_display);
   }
+  return config;
+}
+
+static CmlModel *load_with(const CmlBridge *bridge, NSString *path, MLModelConfiguration *configuration,
+                           NSError **cause) {
+  CmlConfig config = config_of(configuration);
   CmlModel *model = NULL;
   CmlError *error = NULL;
   CmlStatus status = bridge->model_load(bridge->self, str_of(path), &config, &model, &error);
@@ -1445,8 +1456,9 @@ OBJECT_GETTER(MLModelDescription *, modelDescription, _description)
 
 @interface WorkalikeAnswer : NSObject {
  @public
-  NSArray *_functions;
-  void (^_handler)(NSArray<NSString *> *, NSError *);
+  id _given;
+  NSError *_cause;
+  void (^_handler)(id, NSError *);
 }
 - (void)give:(id)unused;
 @end
@@ -1454,16 +1466,32 @@ OBJECT_GETTER(MLModelDescription *, modelDescription, _description)
 - (void)give:(id)unused {
   (void)unused;
   @autoreleasepool {
-    _handler(_functions, nil);
+    if (hostile(CML_HOSTILE_LATE_ANSWER)) usleep(atomic_load(&wa_late_ms) * 1000);
+    _handler(_given, _given == nil ? _cause : nil);
   }
 }
 - (void)dealloc {
-  [_functions release];
+  [_given release];
+  [_cause release];
   Block_release(_handler);
   died();
   [super dealloc];
 }
 @end
+
+/* On a thread of its own, as Core ML does it, or in the way of the current mode. */
+static void answer(id given, NSError *cause, void (^handler)(id, NSError *)) {
+  WorkalikeAnswer *answer = [[[WorkalikeAnswer alloc] init] autorelease];
+  born();
+  answer->_given = [given retain];
+  answer->_cause = [cause retain];
+  answer->_handler = Block_copy(handler);
+  if (hostile(CML_HOSTILE_EARLY_ANSWER)) {
+    [answer give:nil];
+  } else {
+    [NSThread detachNewThreadSelector:@selector(give:) toTarget:answer withObject:nil];
+  }
+}
 
 @implementation MLModelAsset
 + (nullable instancetype)modelAssetWithURL:(NSURL *)url error:(NSError **)error {
@@ -1478,11 +1506,7 @@ OBJECT_GETTER(MLModelDescription *, modelDescription, _description)
 }
 - (void)functionNamesWithCompletionHandler:(void (^)(NSArray<NSString *> *, NSError *))handler {
   entry("-[MLModelAsset functionNamesWithCompletionHandler:]");
-  WorkalikeAnswer *answer = [[[WorkalikeAnswer alloc] init] autorelease];
-  born();
-  answer->_functions = [_functions retain];
-  answer->_handler = Block_copy(handler);
-  [NSThread detachNewThreadSelector:@selector(give:) toTarget:answer withObject:nil];
+  answer(_functions, nil, (void (^)(id, NSError *))handler);
 }
 - (void)dealloc {
   [_functions release];
@@ -1504,3 +1528,227 @@ NSArray<id<MLComputeDeviceProtocol>> *MLAllComputeDevices(void) {
   entry("MLAllComputeDevices");
   return [NSArray arrayWithObject:[[[MLCPUComputeDevice alloc] init] autorelease]];
 }
+
+/* ---- structures and plans ---- */
+
+/* A part on what the delegate says of it. */
+#define PART(class, json_)                         \
+  ({                                               \
+    class *part_ = MAKE(class);                    \
+    part_->_json = [(NSDictionary *)json_ retain]; \
+    part_;                                         \
+  })
+#define PARTS(class, list)                                                           \
+  ({                                                                                 \
+    NSMutableArray *parts_ = [NSMutableArray array];                                 \
+    for (NSDictionary *one_ in (list)) [parts_ addObject:(id)PART(class, one_)];     \
+    parts_;                                                                          \
+  })
+#define PART_BEGINS(class) \
+  @implementation class    \
+  -(void)dealloc {         \
+    [_json release];       \
+    died();                \
+    [super dealloc];       \
+  }
+#define PART_GETTER(type, name, value) \
+  -(type)name {                        \
+    entry("-" #name);                  \
+    return (type)(value);              \
+  }
+#define OF(key) [_json objectForKey:@key]
+
+/* As Core ML writes them: with the version of the op set, and constants as ops. */
+static NSArray *operations_of(NSArray *ops) {
+  NSDictionary *none = [NSDictionary dictionary];
+  NSDictionary *constant = [NSDictionary dictionaryWithObjectsAndKeys:@"const", @"operator", none, @"inputs", nil];
+  NSMutableArray *made = [NSMutableArray array];
+  if (ops.count > 0) [made addObject:(id)PART(MLModelStructureProgramOperation, constant)];
+  for (NSDictionary *op in ops) {
+    NSMutableDictionary *named = [NSMutableDictionary dictionaryWithDictionary:op];
+    [named setObject:[@"ios17." stringByAppendingString:[op objectForKey:@"kind"]] forKey:@"operator"];
+    [made addObject:(id)PART(MLModelStructureProgramOperation, named)];
+  }
+  return made;
+}
+
+PART_BEGINS(MLModelStructureProgramNamedValueType)
+PART_GETTER(NSString *, name, OF("name"))
+@end
+
+@implementation MLModelStructureProgramValue
+- (void)dealloc {
+  died();
+  [super dealloc];
+}
+@end
+
+PART_BEGINS(MLModelStructureProgramBinding)
+- (BOOL)isConstant {
+  return [OF("name") hasPrefix:@"constant"];
+}
+PART_GETTER(NSString *, name, [self isConstant] ? nil : OF("name"))
+PART_GETTER(MLModelStructureProgramValue *, value, [self isConstant] ? MAKE(MLModelStructureProgramValue) : nil)
+@end
+
+PART_BEGINS(MLModelStructureProgramArgument)
+- (NSArray *)bindings {
+  entry("-bindings");
+  NSMutableArray *made = [NSMutableArray array];
+  for (NSString *name in OF("names")) {
+    NSDictionary *json = [NSDictionary dictionaryWithObject:name forKey:@"name"];
+    [made addObject:(id)PART(MLModelStructureProgramBinding, json)];
+  }
+  return made;
+}
+@end
+
+PART_BEGINS(MLModelStructureProgramOperation)
+PART_GETTER(NSString *, operatorName, OF("operator"))
+- (NSDictionary *)inputs {
+  entry("-inputs");
+  NSDictionary *inputs = OF("inputs");
+  NSMutableDictionary *made = [NSMutableDictionary dictionary];
+  for (NSString *parameter in inputs) {
+    NSDictionary *json = [NSDictionary dictionaryWithObject:[inputs objectForKey:parameter] forKey:@"names"];
+    [made setObject:(id)PART(MLModelStructureProgramArgument, json) forKey:parameter];
+  }
+  return made;
+}
+PART_GETTER(NSArray *, outputs, PARTS(MLModelStructureProgramNamedValueType, OF("outputs")))
+PART_GETTER(NSArray *, blocks, PARTS(MLModelStructureProgramBlock, OF("blocks")))
+@end
+
+PART_BEGINS(MLModelStructureProgramBlock)
+PART_GETTER(NSArray *, inputs, PARTS(MLModelStructureProgramNamedValueType, OF("inputs")))
+PART_GETTER(NSArray *, outputNames, OF("outputs"))
+PART_GETTER(NSArray *, operations, operations_of(OF("ops")))
+@end
+
+PART_BEGINS(MLModelStructureProgramFunction)
+PART_GETTER(NSArray *, inputs, PARTS(MLModelStructureProgramNamedValueType, OF("inputs")))
+PART_GETTER(MLModelStructureProgramBlock *, block, PART(MLModelStructureProgramBlock, _json))
+@end
+
+PART_BEGINS(MLModelStructureProgram)
+- (NSDictionary *)functions {
+  entry("-functions");
+  NSDictionary *functions = OF("functions");
+  NSMutableDictionary *made = [NSMutableDictionary dictionary];
+  for (NSString *name in functions) {
+    [made setObject:(id)PART(MLModelStructureProgramFunction, [functions objectForKey:name]) forKey:name];
+  }
+  return made;
+}
+@end
+
+PART_BEGINS(MLModelStructureNeuralNetworkLayer)
+PART_GETTER(NSString *, name, OF("name") != nil ? OF("name") : @"a layer")
+PART_GETTER(NSString *, type, OF("kind"))
+PART_GETTER(NSArray *, inputNames, [OF("inputs") objectForKey:@""])
+PART_GETTER(NSArray *, outputNames, [OF("outputs") valueForKey:@"name"])
+@end
+
+PART_BEGINS(MLModelStructureNeuralNetwork)
+PART_GETTER(NSArray *, layers, PARTS(MLModelStructureNeuralNetworkLayer,
+                                     [[OF("functions") objectForKey:@"main"] objectForKey:@"ops"]))
+@end
+
+PART_BEGINS(MLModelStructurePipeline)
+PART_GETTER(NSArray *, subModels, PARTS(MLModelStructure, OF("models")))
+@end
+
+typedef CmlStatus (^WorkalikeQuestion)(const CmlBridge *bridge, CmlBlob **json, CmlError **error);
+
+static NSDictionary *asked(NS_NOESCAPE WorkalikeQuestion ask, NSError **cause) {
+  const CmlBridge *bridge = delegate();
+  CmlBlob *blob = NULL;
+  CmlError *error = NULL;
+  CmlStatus status = ask(bridge, &blob, &error);
+  return json_in(bridge, status, blob, error, cause);
+}
+
+PART_BEGINS(MLModelStructure)
++ (void)loadContentsOfURL:(NSURL *)url completionHandler:(void (^)(MLModelStructure *, NSError *))handler {
+  NSError *cause = nil;
+  NSDictionary *json = nil;
+  if (!entry_fails("+[MLModelStructure loadContentsOfURL:completionHandler:]", &cause)) {
+    CmlStr path = str_of(source_of(url.path));
+    json = asked(
+        ^CmlStatus(const CmlBridge *bridge, CmlBlob **blob, CmlError **error) {
+          return bridge->model_structure(bridge->self, path, blob, error);
+        },
+        &cause);
+    if (json == nil) fail(&cause, cause);
+  }
+  answer(json != nil ? PART(MLModelStructure, json) : nil, cause, (void (^)(id, NSError *))handler);
+}
+- (BOOL)is:(NSString *)kind {
+  return [OF("kind") hasPrefix:kind];
+}
+PART_GETTER(MLModelStructureProgram *, program,
+            [self is:@"ML program"] ? PART(MLModelStructureProgram, _json) : nil)
+PART_GETTER(MLModelStructureNeuralNetwork *, neuralNetwork,
+            [self is:@"neural network"] ? PART(MLModelStructureNeuralNetwork, _json) : nil)
+PART_GETTER(MLModelStructurePipeline *, pipeline,
+            [self is:@"pipeline"] ? PART(MLModelStructurePipeline, _json) : nil)
+@end
+
+static id device_named(NSString *kind) {
+  Class class = [kind isEqual:@"gpu"]             ? [MLGPUComputeDevice class]
+                : [kind isEqual:@"neural_engine"] ? [MLNeuralEngineComputeDevice class]
+                                                  : [MLCPUComputeDevice class];
+  return [[[class alloc] init] autorelease];
+}
+
+PART_BEGINS(MLComputePlanDeviceUsage)
+PART_GETTER(id, preferredComputeDevice, device_named(OF("preferred")))
+- (NSArray *)supportedComputeDevices {
+  entry("-supportedComputeDevices");
+  NSMutableArray *made = [NSMutableArray array];
+  for (NSString *kind in OF("supported")) [made addObject:device_named(kind)];
+  return made;
+}
+@end
+
+PART_BEGINS(MLComputePlanCost)
+PART_GETTER(double, weight, [OF("weight") doubleValue])
+@end
+
+PART_BEGINS(MLComputePlan)
++ (void)loadContentsOfURL:(NSURL *)url
+            configuration:(MLModelConfiguration *)configuration
+        completionHandler:(void (^)(MLComputePlan *, NSError *))handler {
+  NSError *cause = nil;
+  NSDictionary *json = nil;
+  if (!entry_fails("+[MLComputePlan loadContentsOfURL:configuration:completionHandler:]", &cause)) {
+    CmlStr path = str_of(source_of(url.path));
+    CmlConfig config = config_of(configuration);
+    json = asked(
+        ^CmlStatus(const CmlBridge *bridge, CmlBlob **blob, CmlError **error) {
+          return bridge->compute_plan(bridge->self, path, &config, blob, error);
+        },
+        &cause);
+    if (json == nil) fail(&cause, cause);
+  }
+  answer(json != nil ? PART(MLComputePlan, json) : nil, cause, (void (^)(id, NSError *))handler);
+}
+PART_GETTER(MLModelStructure *, modelStructure, PART(MLModelStructure, _json))
+- (MLComputePlanDeviceUsage *)usageOf:(NSDictionary *)json {
+  NSDictionary *devices = [json objectForKey:@"devices"];
+  return devices != nil ? PART(MLComputePlanDeviceUsage, devices) : (MLComputePlanDeviceUsage *)nil;
+}
+- (MLComputePlanDeviceUsage *)computeDeviceUsageForMLProgramOperation:(MLModelStructureProgramOperation *)op {
+  entry("-computeDeviceUsageForMLProgramOperation:");
+  return [self usageOf:op->_json];
+}
+- (MLComputePlanDeviceUsage *)computeDeviceUsageForNeuralNetworkLayer:(MLModelStructureNeuralNetworkLayer *)layer {
+  entry("-computeDeviceUsageForNeuralNetworkLayer:");
+  return [self usageOf:layer->_json];
+}
+- (MLComputePlanCost *)estimatedCostOfMLProgramOperation:(MLModelStructureProgramOperation *)op {
+  entry("-estimatedCostOfMLProgramOperation:");
+  if ([op->_json objectForKey:@"weight"] == nil) return (MLComputePlanCost *)nil;
+  return PART(MLComputePlanCost, op->_json);
+}
+@end

@@ -8,10 +8,13 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use coreml_sys::{CmlBridge, CmlStr};
-use serde::Deserialize;
+use coreml_sys::{CmlBlob, CmlBridge, CmlError, CmlStatus, CmlStr};
+use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::{BridgeError, Config, CoreMlHandle, Dtype, Error, PendingModel, pending::Waiting, table::Table};
+use crate::{
+    BridgeError, Config, CoreMlHandle, Dtype, Error, ModelStructure, PendingModel, pending::Waiting,
+    table::Table,
+};
 
 /// Whoever can run models: Apple's Core ML, the portable engine, a double in a test.
 ///
@@ -171,13 +174,69 @@ impl Bridge {
     /// [`Error::Load`] with the reason, [`Error::Unsupported`] if the system cannot tell, [`Error::Path`] if the path is not
     /// UTF-8, [`Error::Description`] if the answer is not understood.
     pub fn functions(self, path: impl AsRef<Path>) -> Result<Vec<String>, Error> {
-        let path = utf8(path.as_ref())?;
+        self.ask("function_names", path.as_ref(), |table, path, json, error| {
+            // SAFETY: the path is borrowed for the call, the out-pointers are ours.
+            unsafe { (table.function_names)(table.own(), path, json, error) }
+        })
+    }
+
+    /// What is inside a model (`.mlmodel`, `.mlpackage`, `.mlmodelc`): its functions and their ops, or its layers. The model need
+    /// not be one that this bridge can run.
+    ///
+    /// ```
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits-f32.mlpackage");
+    /// # if cfg!(target_vendor = "apple") { return Ok(()) }
+    /// let structure = coreml_bridge::Bridge::platform().structure(path)?;
+    /// let main = &structure.functions["main"];
+    /// assert_eq!(main.ops.iter().filter(|op| op.kind == "conv").count(), 2);
+    /// # Ok::<(), coreml_bridge::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Load`] with the reason, [`Error::Unsupported`] if the system cannot tell, [`Error::Path`] if the path is not
+    /// UTF-8, [`Error::Description`] if the answer is not understood.
+    pub fn structure(self, path: impl AsRef<Path>) -> Result<ModelStructure, Error> {
+        self.ask("model_structure", path.as_ref(), |table, path, json, error| {
+            // SAFETY: the path is borrowed for the call, the out-pointers are ours.
+            unsafe { (table.model_structure)(table.own(), path, json, error) }
+        })
+    }
+
+    /// The structure of a model, and for each op of the function that `config` chooses on which devices it can run, on which it
+    /// will, and what part of the work it is. For Core ML it takes as long as loading the model.
+    ///
+    /// ```
+    /// # use coreml_bridge::{Bridge, Config};
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits-f32.mlpackage");
+    /// # if cfg!(target_vendor = "apple") { return Ok(()) }
+    /// let plan = Bridge::platform().compute_plan(path, &Config::default())?;
+    /// let on_cpu = |op: &&coreml_bridge::Op| op.devices.as_ref().is_some_and(|d| d.preferred.as_deref() == Some("cpu"));
+    /// let weight: f64 = plan.functions["main"].ops.iter().filter(on_cpu).filter_map(|op| op.weight).sum();
+    /// assert!(weight > 0.99, "the portable engine has but a CPU");
+    /// # Ok::<(), coreml_bridge::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Bridge::structure`], and [`Error::Unsupported`] if this bridge cannot do what `config` asks.
+    pub fn compute_plan(self, path: impl AsRef<Path>, config: &Config) -> Result<ModelStructure, Error> {
+        self.ask("compute_plan", path.as_ref(), |table, path, json, error| {
+            let config = config.to_native();
+            // SAFETY: path and configuration are borrowed for the call, the out-pointers are ours.
+            unsafe { (table.compute_plan)(table.own(), path, &config, json, error) }
+        })
+    }
+
+    /// A question about the model at a path, answered in JSON.
+    fn ask<T: DeserializeOwned>(
+        self,
+        name: &'static str,
+        path: &Path,
+        slot: impl FnOnce(&'static Table, CmlStr, *mut *mut CmlBlob, *mut *mut CmlError) -> CmlStatus,
+    ) -> Result<T, Error> {
+        let path = utf8(path)?;
         let subject: Arc<str> = path.into();
         let json = self
-            .make("function_names", |table, json, error| {
-                // SAFETY: the path is borrowed for the call, the out-pointers are ours.
-                unsafe { (table.function_names)(table.own(), path.into(), json, error) }
-            })
+            .make(name, |table, json, error| slot(table, path.into(), json, error))
             .map_err(|failure| failure.about(&subject, |path, source| Error::Load { path, source }))?;
         serde_json::from_slice(json.bytes())
             .map_err(|source| Error::Description { subject, source: Arc::new(source) })

@@ -135,6 +135,14 @@ table! {
     ) -> CmlStatus;
     request_cancel: fn(*mut CmlRequest);
     request_release: fn(*mut CmlRequest);
+    model_structure: fn(*mut c_void, CmlStr, *mut *mut CmlBlob, *mut *mut CmlError) -> CmlStatus;
+    compute_plan: fn(
+        *mut c_void,
+        CmlStr,
+        *const CmlConfig,
+        *mut *mut CmlBlob,
+        *mut *mut CmlError,
+    ) -> CmlStatus;
 }
 
 impl Table {

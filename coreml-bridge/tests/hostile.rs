@@ -459,6 +459,28 @@ fn an_old_system_knows_no_states_no_functions_and_no_int8() {
     let config = Config { function: Some("decode".to_owned()), ..Config::default() };
     assert!(matches!(fake.bridge().load("model", &config), Err(Error::Unsupported { .. })));
     assert!(!fake.bridge().info().unwrap().dtypes.contains(&Dtype::Int8));
+    assert!(matches!(fake.bridge().structure("model"), Err(Error::Unsupported { .. })));
+    let plan = fake.bridge().compute_plan("model", &Config::default());
+    assert!(matches!(plan, Err(Error::Unsupported { .. })));
+}
+
+#[test]
+fn a_structure_that_fails_or_is_none_is_an_error() {
+    for (outcome, part) in [
+        (Outcome::Refuse, REFUSAL[0]),
+        (Outcome::RefuseWithoutError, "no details"),
+        (Outcome::Panic, "the test said so"),
+        (Outcome::SucceedWithNothing, "made nothing"),
+    ] {
+        let fake = accumulator().behave(|behaviour| behaviour.structure = outcome).build();
+        for answer in
+            [fake.bridge().structure("model"), fake.bridge().compute_plan("model", &Config::default())]
+        {
+            let said = format!("{:?}", answer.unwrap_err());
+            assert!(said.contains(part), "{outcome:?}: {said}");
+        }
+        fake.assert_clean();
+    }
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod live;
 mod model;
 mod request;
 mod serial;
+mod structure;
 mod value;
 
 pub use live::{LiveObjects, live_objects};
@@ -64,12 +65,14 @@ pub fn bridge() -> &'static CmlBridge {
         state_new: Some(model::state_new),
         state_with_bytes: Some(model::state_with_bytes),
         state_release: Some(model::state_release),
-        function_names: Some(model::function_names),
+        function_names: Some(structure::function_names),
         model_predict_batch: Some(model::model_predict_batch),
         model_predict_async: Some(request::model_predict_async),
         model_load_async: Some(request::model_load_async),
         request_cancel: Some(request::request_cancel),
         request_release: Some(request::request_release),
+        model_structure: Some(structure::model_structure),
+        compute_plan: Some(structure::compute_plan),
     };
     &TABLE
 }

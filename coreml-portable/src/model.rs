@@ -8,7 +8,6 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use coreml_engine::description::ModelDescription;
-use coreml_engine::structure::Structure;
 use coreml_engine::{ArrayRef, Input, LoadError, LoadOptions, Model, Output, Session, State, WeakModel};
 use coreml_sys::{
     CML_COMPUTE_ALL, CML_COMPUTE_CPU_AND_NEURAL_ENGINE, CML_COMPUTE_CPU_ONLY,
@@ -73,7 +72,7 @@ impl Origin {
 }
 
 /// Loads a model, or finds it already loaded: N inference threads share one copy of the weights.
-fn load(path: &Path, function: Option<&str>) -> Result<Model, LoadError> {
+pub(crate) fn load(path: &Path, function: Option<&str>) -> Result<Model, LoadError> {
     static SHARED: LazyLock<Mutex<HashMap<Origin, WeakModel>>> = LazyLock::new(Mutex::default);
     let find = |origin: &Origin| {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -455,27 +454,6 @@ pub(crate) unsafe extern "C" fn model_predict_batch(
         for (place, row) in results.iter_mut().zip(made) {
             *place = row.into_handle();
         }
-        Ok(())
-    };
-    // SAFETY: the table's contract on `error`.
-    unsafe { slot(error, body) }
-}
-
-pub(crate) unsafe extern "C" fn function_names(
-    _self: *mut c_void,
-    path: CmlStr,
-    json: *mut *mut CmlBlob,
-    error: *mut *mut CmlError,
-) -> CmlStatus {
-    let body = || {
-        // SAFETY: the table's contract on `json`.
-        let mut json = unsafe { out(json, "json") }?;
-        // SAFETY: the path is borrowed for the call.
-        let path = unsafe { arguments::text(path, "the path") }?;
-        // Of the specification only: neither weights nor plans are needed to name functions.
-        let structure = Structure::read(Path::new(path))?;
-        let text = serde_json::to_vec(&structure.description.functions);
-        json.set(blob::into_handle(text.map_err(|error| Failure::invalid(error.to_string()))?));
         Ok(())
     };
     // SAFETY: the table's contract on `error`.

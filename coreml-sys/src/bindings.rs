@@ -629,10 +629,29 @@ pub struct CmlBridge {
     pub request_cancel: ::core::option::Option<unsafe extern "C" fn(request: *mut CmlRequest)>,
     #[doc = " \\[F\\] Cancels nothing."]
     pub request_release: ::core::option::Option<unsafe extern "C" fn(request: *mut CmlRequest)>,
+    #[doc = " \\[F\\] What is inside .mlmodel, .mlpackage or .mlmodelc: functions and ops, or layers. JSON, see docs/abi.md,\n\"Structure\"."]
+    pub model_structure: ::core::option::Option<
+        unsafe extern "C" fn(
+            self_: *mut ::core::ffi::c_void,
+            path: CmlStr,
+            json: *mut *mut CmlBlob,
+            error: *mut *mut CmlError,
+        ) -> CmlStatus,
+    >,
+    #[doc = " \\[F\\] The same, and for each op of the function that `config` chooses where it would run and what part of the work it\nis. `config` as in model_load."]
+    pub compute_plan: ::core::option::Option<
+        unsafe extern "C" fn(
+            self_: *mut ::core::ffi::c_void,
+            path: CmlStr,
+            config: *const CmlConfig,
+            json: *mut *mut CmlBlob,
+            error: *mut *mut CmlError,
+        ) -> CmlStatus,
+    >,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of CmlBridge"][::core::mem::size_of::<CmlBridge>() - 312usize];
+    ["Size of CmlBridge"][::core::mem::size_of::<CmlBridge>() - 328usize];
     ["Alignment of CmlBridge"][::core::mem::align_of::<CmlBridge>() - 8usize];
     ["Offset of field: CmlBridge::abi_version"][::core::mem::offset_of!(CmlBridge, abi_version) - 0usize];
     ["Offset of field: CmlBridge::struct_size"][::core::mem::offset_of!(CmlBridge, struct_size) - 4usize];
@@ -690,6 +709,9 @@ const _: () = {
         [::core::mem::offset_of!(CmlBridge, request_cancel) - 296usize];
     ["Offset of field: CmlBridge::request_release"]
         [::core::mem::offset_of!(CmlBridge, request_release) - 304usize];
+    ["Offset of field: CmlBridge::model_structure"]
+        [::core::mem::offset_of!(CmlBridge, model_structure) - 312usize];
+    ["Offset of field: CmlBridge::compute_plan"][::core::mem::offset_of!(CmlBridge, compute_plan) - 320usize];
 };
 unsafe extern "C" {
     #[doc = " Apple's Core ML through the Objective-C shim."]

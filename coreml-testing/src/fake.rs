@@ -66,6 +66,8 @@ pub struct Behaviour {
     pub load_delay: Duration,
     /// What `model_describe` does.
     pub describe: Outcome,
+    /// What `model_structure` and `compute_plan` do.
+    pub structure: Outcome,
     /// What `model_predict` does.
     pub predict: Outcome,
     /// How long `model_predict` takes.
@@ -82,7 +84,8 @@ pub struct Behaviour {
     pub keep_inputs: Duration,
     /// What becomes of output backings.
     pub backings: Backings,
-    /// Behaves like an old OS: no states, no int8, no choice of function, no asynchronous predictions.
+    /// Behaves like an old OS: no states, no int8, no choice of function, no asynchronous predictions, no
+    /// structures.
     pub old_system: bool,
 }
 

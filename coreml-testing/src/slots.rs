@@ -506,6 +506,8 @@ pub(crate) fn table(fake: &'static Fake) -> CmlBridge {
         model_load_async: Some(model_load_async),
         request_cancel: Some(request_cancel),
         request_release: Some(request_release),
+        model_structure: Some(model_structure),
+        compute_plan: Some(compute_plan),
     }
 }
 
@@ -1064,13 +1066,107 @@ unsafe extern "C" fn function_names(
         if fake.behaviour().old_system {
             return Err(Failure::Status(CML_UNSUPPORTED, "this system knows no functions".to_owned()));
         }
-        let description = (fake.describe)(path);
-        let description = description
-            .ok_or_else(|| Failure::Status(CML_NOT_FOUND, format!("there is no model at {path}")))?;
-        let description = ModelDescription::from_json(description.as_bytes()).unwrap_or_default();
+        let description = described(fake, path)?;
         let names = serde_json::json!(description.functions).to_string().into_bytes();
         // SAFETY: as above.
         unsafe { set(json, hand_out::<CmlBlob>(fake, names)) };
+        Ok(())
+    })
+}
+
+/// The description of the model at a path.
+fn described(fake: &Fake, path: &str) -> Answer<ModelDescription> {
+    let description = (fake.describe)(path)
+        .ok_or_else(|| Failure::Status(CML_NOT_FOUND, format!("there is no model at {path}")))?;
+    Ok(ModelDescription::from_json(description.as_bytes()).unwrap_or_default())
+}
+
+/// What a fake model is: in each function one op, which makes all outputs of all inputs.
+fn listing(description: &ModelDescription, planned: impl Fn(&str) -> bool) -> serde_json::Value {
+    let values = |features: &[coreml_bridge::Feature]| -> Vec<serde_json::Value> {
+        features.iter().map(|feature| serde_json::json!({ "name": feature.name })).collect()
+    };
+    let names = |features: &[coreml_bridge::Feature]| -> Vec<String> {
+        features.iter().map(|feature| feature.name.clone()).collect()
+    };
+    let (inputs, outputs) = (&description.inputs, &description.outputs);
+    let functions = description.functions.iter().map(|name| {
+        let mut op =
+            serde_json::json!({ "kind": "fake", "inputs": { "": names(inputs) }, "outputs": values(outputs) });
+        if planned(name) {
+            op["devices"] = serde_json::json!({ "preferred": "cpu", "supported": ["cpu"] });
+            op["weight"] = 1.0.into();
+        }
+        let block =
+            serde_json::json!({ "inputs": values(inputs), "ops": [op], "outputs": names(outputs) });
+        (name.clone(), block)
+    });
+    let functions: serde_json::Map<String, serde_json::Value> = functions.collect();
+    serde_json::json!({ "kind": "fake", "functions": functions })
+}
+
+unsafe extern "C" fn model_structure(
+    this: *mut c_void,
+    path: CmlStr,
+    json: *mut *mut CmlBlob,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    // SAFETY: the path lives for the call, and the caller gives its own out-pointers.
+    unsafe { list_model(this, path, json, error, |description| Ok(listing(description, |_| false))) }
+}
+
+unsafe extern "C" fn compute_plan(
+    this: *mut c_void,
+    path: CmlStr,
+    config: *const CmlConfig,
+    json: *mut *mut CmlBlob,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    let plan = |description: &ModelDescription| {
+        // SAFETY: the configuration and its names live for the call, or it is null.
+        let function = match unsafe { config.as_ref() } {
+            // SAFETY: as above.
+            Some(config) => unsafe { text(config.function_name) }?,
+            None => "",
+        };
+        let known = description.functions.iter().any(|name| name == function);
+        if !function.is_empty() && !known {
+            return Err(Failure::Status(CML_NOT_FOUND, format!("there is no function {function}")));
+        }
+        let default = description.function.as_deref().unwrap_or_default();
+        let chosen = if function.is_empty() { default } else { function };
+        Ok(listing(description, |name| name == chosen))
+    };
+    // SAFETY: as above.
+    unsafe { list_model(this, path, json, error, plan) }
+}
+
+/// # Safety
+/// As of the slots that it serves.
+unsafe fn list_model(
+    this: *mut c_void,
+    path: CmlStr,
+    json: *mut *mut CmlBlob,
+    error: *mut *mut CmlError,
+    list: impl FnOnce(&ModelDescription) -> Answer<serde_json::Value>,
+) -> CmlStatus {
+    guarded(own(this), error, || {
+        // SAFETY: the caller gives its own out-pointer.
+        unsafe { set(json, ptr::null_mut()) };
+        let fake = own(this).ok_or_else(|| invalid("a null self"))?;
+        // SAFETY: the path lives for the call.
+        let path = unsafe { text(path) }?;
+        let (outcome, old) = {
+            let behaviour = fake.behaviour();
+            (behaviour.structure, behaviour.old_system)
+        };
+        if old {
+            return Err(Failure::Status(CML_UNSUPPORTED, "this system knows no structures".to_owned()));
+        }
+        play(outcome)?;
+        let listing = list(&described(fake, path)?)?.to_string().into_bytes();
+        // SAFETY: as above.
+        unsafe { set(json, hand_out::<CmlBlob>(fake, listing)) };
         Ok(())
     })
 }

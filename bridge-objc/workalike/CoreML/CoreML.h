@@ -339,6 +339,78 @@ typedef NS_ENUM(NSInteger, MLImageSizeConstraintType) {
                                                      NSError *_Nullable error))handler;
 @end
 
+/* ---- structure ---- */
+
+/* Every part holds what the delegate says of it, as parsed JSON. */
+#define WORKALIKE_PART(name, super_) \
+  @interface name : super_ {         \
+   @public                           \
+    NSDictionary *_json;             \
+  }
+
+WORKALIKE_PART(MLModelStructureProgramNamedValueType, NSObject)
+@property(readonly, nonatomic, copy) NSString *name;
+@end
+
+@interface MLModelStructureProgramValue : NSObject
+@end
+
+WORKALIKE_PART(MLModelStructureProgramBinding, NSObject)
+@property(readonly, nonatomic, copy, nullable) NSString *name;
+@property(readonly, nonatomic, nullable) MLModelStructureProgramValue *value;
+@end
+
+WORKALIKE_PART(MLModelStructureProgramArgument, NSObject)
+@property(readonly, nonatomic, copy) NSArray<MLModelStructureProgramBinding *> *bindings;
+@end
+
+@class MLModelStructureProgramBlock;
+WORKALIKE_PART(MLModelStructureProgramOperation, NSObject)
+@property(readonly, nonatomic, copy) NSString *operatorName;
+@property(readonly, nonatomic, copy) NSDictionary<NSString *, MLModelStructureProgramArgument *> *inputs;
+@property(readonly, nonatomic, copy) NSArray<MLModelStructureProgramNamedValueType *> *outputs;
+@property(readonly, nonatomic, copy) NSArray<MLModelStructureProgramBlock *> *blocks;
+@end
+
+WORKALIKE_PART(MLModelStructureProgramBlock, NSObject)
+@property(readonly, nonatomic, copy) NSArray<MLModelStructureProgramNamedValueType *> *inputs;
+@property(readonly, nonatomic, copy) NSArray<NSString *> *outputNames;
+@property(readonly, nonatomic, copy) NSArray<MLModelStructureProgramOperation *> *operations;
+@end
+
+WORKALIKE_PART(MLModelStructureProgramFunction, NSObject)
+@property(readonly, nonatomic, copy) NSArray<MLModelStructureProgramNamedValueType *> *inputs;
+@property(readonly, nonatomic) MLModelStructureProgramBlock *block;
+@end
+
+WORKALIKE_PART(MLModelStructureProgram, NSObject)
+@property(readonly, nonatomic, copy) NSDictionary<NSString *, MLModelStructureProgramFunction *> *functions;
+@end
+
+WORKALIKE_PART(MLModelStructureNeuralNetworkLayer, NSObject)
+@property(readonly, nonatomic, copy) NSString *name;
+@property(readonly, nonatomic, copy) NSString *type;
+@property(readonly, nonatomic, copy) NSArray<NSString *> *inputNames;
+@property(readonly, nonatomic, copy) NSArray<NSString *> *outputNames;
+@end
+
+WORKALIKE_PART(MLModelStructureNeuralNetwork, NSObject)
+@property(readonly, nonatomic, copy) NSArray<MLModelStructureNeuralNetworkLayer *> *layers;
+@end
+
+@class MLModelStructure;
+WORKALIKE_PART(MLModelStructurePipeline, NSObject)
+@property(readonly, nonatomic, copy) NSArray<MLModelStructure *> *subModels;
+@end
+
+WORKALIKE_PART(MLModelStructure, NSObject)
+@property(readonly, nonatomic, nullable) MLModelStructureNeuralNetwork *neuralNetwork;
+@property(readonly, nonatomic, nullable) MLModelStructureProgram *program;
+@property(readonly, nonatomic, nullable) MLModelStructurePipeline *pipeline;
++ (void)loadContentsOfURL:(NSURL *)url
+        completionHandler:(void (^)(MLModelStructure *_Nullable modelStructure, NSError *_Nullable error))handler;
+@end
+
 /* ---- devices ---- */
 
 @protocol MLComputeDeviceProtocol <NSObject>
@@ -350,6 +422,29 @@ typedef NS_ENUM(NSInteger, MLImageSizeConstraintType) {
 @interface MLNeuralEngineComputeDevice : NSObject <MLComputeDeviceProtocol>
 @end
 NSArray<id<MLComputeDeviceProtocol>> *MLAllComputeDevices(void);
+
+/* ---- compute plans ---- */
+
+WORKALIKE_PART(MLComputePlanDeviceUsage, NSObject)
+@property(readonly, nonatomic, copy) NSArray<id<MLComputeDeviceProtocol>> *supportedComputeDevices;
+@property(readonly, nonatomic) id<MLComputeDeviceProtocol> preferredComputeDevice;
+@end
+
+WORKALIKE_PART(MLComputePlanCost, NSObject)
+@property(readonly, nonatomic) double weight;
+@end
+
+WORKALIKE_PART(MLComputePlan, NSObject)
+@property(readonly, nonatomic) MLModelStructure *modelStructure;
++ (void)loadContentsOfURL:(NSURL *)url
+            configuration:(MLModelConfiguration *)configuration
+        completionHandler:(void (^)(MLComputePlan *_Nullable computePlan, NSError *_Nullable error))handler;
+- (nullable MLComputePlanDeviceUsage *)computeDeviceUsageForMLProgramOperation:
+    (MLModelStructureProgramOperation *)operation;
+- (nullable MLComputePlanCost *)estimatedCostOfMLProgramOperation:(MLModelStructureProgramOperation *)operation;
+- (nullable MLComputePlanDeviceUsage *)computeDeviceUsageForNeuralNetworkLayer:
+    (MLModelStructureNeuralNetworkLayer *)layer;
+@end
 
 #pragma clang assume_nonnull end
 

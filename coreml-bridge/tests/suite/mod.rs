@@ -233,6 +233,40 @@ pub(crate) fn the_functions_of_a_model_are_those_of_its_description(subject: &Su
     assert!(matches!(&error, Error::Load { source, .. } if source.status == Status::NotFound), "{error:?}");
 }
 
+pub(crate) fn the_structure_of_a_model_names_what_it_computes(subject: &Subject) {
+    let structure = subject.bridge.structure(&subject.path).unwrap();
+    let functions = subject.bridge.functions(&subject.path).unwrap();
+    assert_eq!(structure.functions.keys().collect::<Vec<_>>(), functions.iter().collect::<Vec<_>>());
+    let main = &structure.functions[&functions[0]];
+    assert!(main.inputs.iter().any(|input| input.name == subject.input));
+    assert!(main.outputs.iter().any(|output| output == subject.output));
+    let made = main.ops.iter().flat_map(|op| &op.outputs);
+    assert_eq!(made.filter(|value| value.name == subject.output).count(), 1);
+    assert!(main.ops.iter().any(|op| op.inputs.values().flatten().any(|name| name == subject.input)));
+    assert!(main.ops.iter().all(|op| op.devices.is_none() && op.weight.is_none()), "it is no plan");
+    let error = subject.bridge.structure("no/such/model.mlpackage").unwrap_err();
+    assert!(matches!(&error, Error::Load { source, .. } if source.status == Status::NotFound), "{error:?}");
+}
+
+pub(crate) fn a_compute_plan_is_the_structure_with_places(subject: &Subject) {
+    let mut plan = subject.bridge.compute_plan(&subject.path, &Config::default()).unwrap();
+    let mut weight = 0.0;
+    for op in plan.functions.values_mut().flat_map(|function| &mut function.ops) {
+        let devices = op.devices.take().unwrap();
+        assert!(devices.supported.contains(devices.preferred.as_ref().unwrap()), "{devices:?}");
+        weight += op.weight.take().unwrap_or(0.0);
+    }
+    assert!((weight - 1.0).abs() < 1e-6, "{weight}");
+    let mut structure = subject.bridge.structure(&subject.path).unwrap();
+    assert_eq!(plan, structure);
+    let config = Config { function: Some("main".to_owned()), ..Config::default() };
+    structure = subject.bridge.compute_plan(&subject.path, &config).unwrap();
+    assert!(structure.functions["main"].ops.iter().all(|op| op.devices.is_some()));
+    let config = Config { function: Some("no such function".to_owned()), ..Config::default() };
+    let error = subject.bridge.compute_plan(&subject.path, &config).unwrap_err();
+    assert!(matches!(&error, Error::Load { source, .. } if source.status == Status::NotFound), "{error:?}");
+}
+
 pub(crate) fn an_output_into_given_memory_is_the_same_output(subject: &Subject) {
     let model = subject.load();
     let backing = Tensor::zeros(subject.expected.dtype(), subject.expected.shape()).unwrap();
@@ -493,6 +527,8 @@ macro_rules! mount {
             a_batch_gives_each_row_what_it_gives_alone
             a_batch_with_a_wrong_row_gives_nothing
             the_functions_of_a_model_are_those_of_its_description
+            the_structure_of_a_model_names_what_it_computes
+            a_compute_plan_is_the_structure_with_places
             an_output_into_given_memory_is_the_same_output
             shared_memory_given_for_an_output_is_never_written
             a_registered_model_is_found_on_its_thread_only
