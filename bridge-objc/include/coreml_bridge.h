@@ -99,6 +99,20 @@ enum {
   CML_PIXEL_GRAY16F = 0x4C303068 /* 'L00h' */
 };
 
+/* How often the shapes of the inputs will change; the numbers are MLReshapeFrequencyHint's. */
+typedef int32_t CmlReshapeFrequency;
+enum {
+  CML_RESHAPE_FREQUENT = 0,  /* new shapes should be quick: the default */
+  CML_RESHAPE_INFREQUENT = 1 /* shapes that were seen before should be quick */
+};
+
+/* What a model is specialized for on its devices; the numbers are MLSpecializationStrategy's. */
+typedef int32_t CmlSpecialization;
+enum {
+  CML_SPECIALIZATION_DEFAULT = 0,
+  CML_SPECIALIZATION_FAST_PREDICTION = 1 /* even if loading takes longer */
+};
+
 /* Configuration flags. */
 enum { CML_CONFIG_LOW_PRECISION_ACCUMULATION = 1u };
 
@@ -123,6 +137,8 @@ typedef struct CmlConfig {
   uint32_t threads;     /* CPU threads inside one prediction, 0 = the bridge's choice; Core ML chooses itself */
   CmlStr function_name; /* none = the model's default function */
   CmlStr display_name;  /* none = the file's name */
+  CmlReshapeFrequency reshape_frequency;
+  CmlSpecialization specialization;
 } CmlConfig;
 
 typedef struct CmlTensorDesc {

@@ -10,6 +10,10 @@
 _Static_assert((int)MLComputeUnitsCPUOnly == CML_COMPUTE_CPU_ONLY, "rule 10");
 _Static_assert((int)MLComputeUnitsCPUAndGPU == CML_COMPUTE_CPU_AND_GPU, "rule 10");
 _Static_assert((int)MLComputeUnitsAll == CML_COMPUTE_ALL, "rule 10");
+_Static_assert((int)MLReshapeFrequencyHintFrequent == CML_RESHAPE_FREQUENT, "rule 10");
+_Static_assert((int)MLReshapeFrequencyHintInfrequent == CML_RESHAPE_INFREQUENT, "rule 10");
+_Static_assert((int)MLSpecializationStrategyDefault == CML_SPECIALIZATION_DEFAULT, "rule 10");
+_Static_assert((int)MLSpecializationStrategyFastPrediction == CML_SPECIALIZATION_FAST_PREDICTION, "rule 10");
 
 /* ---- paths ---- */
 
@@ -190,6 +194,32 @@ NSArray<NSString *> *cml_functions_of(NSString *compiled, NSError **cause) {
 
 /* ---- loading ---- */
 
+/* What is left to the framework asks nothing of the system. */
+static CmlStatus cml_hint(CmlReshapeFrequency reshape, CmlSpecialization strategy, MLModelConfiguration *settings,
+                          CmlError **error) {
+  if (reshape != CML_RESHAPE_FREQUENT && reshape != CML_RESHAPE_INFREQUENT) {
+    return cml_fail(error, CML_INVALID_ARGUMENT, "%d is no frequency of reshapes", reshape);
+  }
+  if (strategy != CML_SPECIALIZATION_DEFAULT && strategy != CML_SPECIALIZATION_FAST_PREDICTION) {
+    return cml_fail(error, CML_INVALID_ARGUMENT, "%d is no specialization", strategy);
+  }
+  if (reshape == CML_RESHAPE_FREQUENT && strategy == CML_SPECIALIZATION_DEFAULT) return CML_OK;
+  bool hinted = false, specialized = strategy == CML_SPECIALIZATION_DEFAULT;
+  CML_IF_OS(14, 4, 17.4) {
+    MLOptimizationHints *hints = [[[MLOptimizationHints alloc] init] autorelease];
+    hints.reshapeFrequency = (MLReshapeFrequencyHint)reshape;
+    CML_IF_OS(15, 0, 18.0) {
+      hints.specializationStrategy = (MLSpecializationStrategy)strategy;
+      specialized = true;
+    }
+    settings.optimizationHints = hints;
+    hinted = true;
+  }
+  if (!specialized) return cml_fail_os(error, "a specialization", "macOS 15 or iOS 18");
+  if (!hinted) return cml_fail_os(error, "a frequency of reshapes", "macOS 14.4 or iOS 17.4");
+  return CML_OK;
+}
+
 CmlStatus cml_configure(const CmlConfig *config, MLModelConfiguration *settings, NSString **function,
                         CmlError **error) {
   if (config == NULL) return CML_OK;
@@ -242,7 +272,11 @@ CmlStatus cml_configure(const CmlConfig *config, MLModelConfiguration *settings,
     }
     if (!set) return cml_fail_os(error, "a display name", "macOS 13 or iOS 16");
   }
-  return CML_OK;
+  CmlReshapeFrequency reshape = CML_RESHAPE_FREQUENT;
+  CmlSpecialization strategy = CML_SPECIALIZATION_DEFAULT;
+  if (CML_REACHES(CmlConfig, config, reshape_frequency)) reshape = config->reshape_frequency;
+  if (CML_REACHES(CmlConfig, config, specialization)) strategy = config->specialization;
+  return cml_hint(reshape, strategy, settings, error);
 }
 
 /* The compiled form of what is at `path`; *made tells if it was compiled just now, and is the caller's to delete. */

@@ -61,6 +61,8 @@ static void cml_info(CmlJson *json) {
   CML_IF_OS(14, 0, 17.0) features[n_features++] = "async";
   CML_IF_OS(14, 4, 17.4) features[n_features++] = "structure";
   CML_IF_OS(14, 4, 17.4) features[n_features++] = "plan";
+  CML_IF_OS(14, 4, 17.4) features[n_features++] = "reshape_frequency";
+  CML_IF_OS(15, 0, 18.0) features[n_features++] = "specialization";
   cml_json_open(json, '{');
   cml_json_key(json, "name");
   cml_json_text(json, "coreml");

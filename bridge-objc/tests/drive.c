@@ -361,11 +361,15 @@ static void test_configuration(void) {
                       .compute_units = CML_COMPUTE_CPU_AND_NEURAL_ENGINE,
                       .flags = CML_CONFIG_LOW_PRECISION_ACCUMULATION,
                       .function_name = str("other"),
-                      .display_name = str("a name")};
+                      .display_name = str("a name"),
+                      .reshape_frequency = CML_RESHAPE_INFREQUENT,
+                      .specialization = CML_SPECIALIZATION_FAST_PREDICTION};
   CHECK(WENT(B->model_load(B->self, path, &config, &model, &error)));
   CHECK(cml_test_delegate_config()->compute_units == CML_COMPUTE_CPU_AND_NEURAL_ENGINE);
   CHECK(cml_test_delegate_config()->flags == CML_CONFIG_LOW_PRECISION_ACCUMULATION);
   CHECK(strcmp(cml_test_delegate_function(), "other") == 0 && cml_test_delegate_config()->display_name.len == 6);
+  CHECK(cml_test_delegate_config()->reshape_frequency == CML_RESHAPE_INFREQUENT &&
+        cml_test_delegate_config()->specialization == CML_SPECIALIZATION_FAST_PREDICTION);
   CmlBlob *json = NULL;
   CHECK(WENT(B->model_describe(model, &json, &error)));
   CHECK(has(B->blob_bytes(json), "\"functions\":[\"main\",\"other\"],\"function\":\"other\""));
@@ -382,6 +386,14 @@ static void test_configuration(void) {
       .size = offsetof(CmlConfig, flags), .compute_units = CML_COMPUTE_CPU_ONLY, .flags = ~0u, .threads = 3};
   CHECK(WENT(B->model_load(B->self, path, &config, &model, &error)));
   B->model_release(model);
+  config = (CmlConfig){.size = offsetof(CmlConfig, reshape_frequency), .reshape_frequency = 9, .specialization = 9};
+  CHECK(WENT(B->model_load(B->self, path, &config, &model, &error)));
+  CHECK(cml_test_delegate_config()->reshape_frequency == 0 && cml_test_delegate_config()->specialization == 0);
+  B->model_release(model);
+  config = (CmlConfig){.size = sizeof config, .reshape_frequency = 2};
+  REFUSED(B->model_load(B->self, path, &config, &model, &error), CML_INVALID_ARGUMENT, "2 is no frequency");
+  config = (CmlConfig){.size = sizeof config, .specialization = -1};
+  REFUSED(B->model_load(B->self, path, &config, &model, &error), CML_INVALID_ARGUMENT, "-1 is no specialization");
   config = (CmlConfig){.size = sizeof config, .function_name = str("missing")};
   REFUSED(B->model_load(B->self, path, &config, &model, &error), CML_NOT_FOUND, "no function 'missing'");
   config = (CmlConfig){.size = sizeof config, .function_name = str("\xc0\x80")};
@@ -1627,6 +1639,16 @@ static void test_old_systems(void) {
   REFUSED(B->model_load(B->self, path, &config, &model, &error), CML_UNSUPPORTED, "macOS 15");
   config = (CmlConfig){.size = sizeof config, .display_name = str("main")};
   REFUSED(B->model_load(B->self, path, &config, &model, &error), CML_UNSUPPORTED, "macOS 13");
+  CmlConfig rare = {.size = sizeof rare, .reshape_frequency = CML_RESHAPE_INFREQUENT};
+  CmlConfig fast = {.size = sizeof fast, .specialization = CML_SPECIALIZATION_FAST_PREDICTION};
+  REFUSED(B->model_load(B->self, path, &rare, &model, &error), CML_UNSUPPORTED, "macOS 14.4");
+  REFUSED(B->model_load(B->self, path, &fast, &model, &error), CML_UNSUPPORTED, "macOS 15");
+  cml_test_macos = 1404;
+  CHECK(WENT(B->model_load(B->self, path, &rare, &model, &error)));
+  CHECK(cml_test_delegate_config()->reshape_frequency == CML_RESHAPE_INFREQUENT);
+  B->model_release(model);
+  REFUSED(B->model_load(B->self, path, &fast, &model, &error), CML_UNSUPPORTED, "macOS 15");
+  cml_test_macos = 1100;
   REFUSED(B->tensor_new(B->self, &half, &value, &error), CML_UNSUPPORTED, "macOS 12");
   REFUSED(B->tensor_new(B->self, &byte, &value, &error), CML_UNSUPPORTED, "macOS 26");
   CmlImageDesc image = {sizeof image, CML_PIXEL_GRAY16F, 3, 2, 6};
@@ -1684,7 +1706,9 @@ static CmlStatus everything(CmlError **error) {
                       .compute_units = CML_COMPUTE_CPU_AND_NEURAL_ENGINE,
                       .flags = 1,
                       .function_name = str("main"),
-                      .display_name = str("d")};
+                      .display_name = str("d"),
+                      .reshape_frequency = CML_RESHAPE_INFREQUENT,
+                      .specialization = CML_SPECIALIZATION_FAST_PREDICTION};
   for (int i = 0; i < N_ALL; i++) names[i] = str(all_names[i]);
 #define STEP(call)                         \
   do {                                     \

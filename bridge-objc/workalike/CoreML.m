@@ -933,6 +933,33 @@ static NSDictionary *json_of(const CmlBridge *bridge, CmlModel *model, NSError *
 
 /* ---- configuration and options ---- */
 
+@implementation MLOptimizationHints
+- (id)init {
+  if ((self = [super init]) != nil) born();
+  return self;
+}
+- (id)copyWithZone:(NSZone *)zone {
+  MLOptimizationHints *copy = [[MLOptimizationHints allocWithZone:zone] init];
+  copy->_reshape = _reshape;
+  copy->_strategy = _strategy;
+  return copy;
+}
+- (void)dealloc {
+  died();
+  [super dealloc];
+}
+GETTER(MLReshapeFrequencyHint, reshapeFrequency, _reshape)
+GETTER(MLSpecializationStrategy, specializationStrategy, _strategy)
+- (void)setReshapeFrequency:(MLReshapeFrequencyHint)reshape {
+  entry("-setReshapeFrequency:");
+  _reshape = reshape;
+}
+- (void)setSpecializationStrategy:(MLSpecializationStrategy)strategy {
+  entry("-setSpecializationStrategy:");
+  _strategy = strategy;
+}
+@end
+
 @implementation MLModelConfiguration
 - (id)init {
   if ((self = [super init]) != nil) {
@@ -944,6 +971,7 @@ static NSDictionary *json_of(const CmlBridge *bridge, CmlModel *model, NSError *
 - (void)dealloc {
   [_function release];
   [_display release];
+  [_hints release];
   died();
   [super dealloc];
 }
@@ -963,6 +991,12 @@ OBJECT_GETTER(NSString *, modelDisplayName, _display)
   entry("-setFunctionName:");
   [_function autorelease];
   _function = [name copy];
+}
+OBJECT_GETTER(MLOptimizationHints *, optimizationHints, _hints)
+- (void)setOptimizationHints:(MLOptimizationHints *)hints {
+  entry("-setOptimizationHints:");
+  [_hints autorelease];
+  _hints = [hints copy];
 }
 - (void)setModelDisplayName:(NSString *)name {
   entry("-setModelDisplayName:");
@@ -1227,6 +1261,10 @@ static CmlConfig config_of(MLModelConfiguration *configuration) {
     config.flags = configuration->_low_precision ? CML_CONFIG_LOW_PRECISION_ACCUMULATION : 0;
     if (configuration->_function != nil) config.function_name = str_of(configuration->_function);
     if (configuration->_display != nil) config.display_name = str_of(configuration->_display);
+    if (configuration->_hints != nil) {
+      config.reshape_frequency = (CmlReshapeFrequency)configuration->_hints->_reshape;
+      config.specialization = (CmlSpecialization)configuration->_hints->_strategy;
+    }
   }
   return config;
 }

@@ -4,7 +4,9 @@ use core::{fmt, num::NonZeroU32};
 
 use coreml_sys::{
     CML_COMPUTE_ALL, CML_COMPUTE_CPU_AND_GPU, CML_COMPUTE_CPU_AND_NEURAL_ENGINE, CML_COMPUTE_CPU_ONLY,
-    CML_CONFIG_LOW_PRECISION_ACCUMULATION, CmlComputeUnits, CmlConfig, CmlStr,
+    CML_CONFIG_LOW_PRECISION_ACCUMULATION, CML_RESHAPE_FREQUENT, CML_RESHAPE_INFREQUENT,
+    CML_SPECIALIZATION_DEFAULT, CML_SPECIALIZATION_FAST_PREDICTION, CmlComputeUnits, CmlConfig,
+    CmlReshapeFrequency, CmlSpecialization, CmlStr,
 };
 
 /// Where a model may run; the numbers are `MLComputeUnits`'.
@@ -41,6 +43,28 @@ impl fmt::Display for ComputeUnits {
     }
 }
 
+/// How often the shapes of the inputs will change: a hint; the numbers are `MLReshapeFrequencyHint`'s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(i32)]
+pub enum ReshapeFrequency {
+    /// Often: a new shape should be quick.
+    #[default]
+    Frequent = CML_RESHAPE_FREQUENT,
+    /// Seldom: predictions with a shape that was seen before should be quick.
+    Infrequent = CML_RESHAPE_INFREQUENT,
+}
+
+/// What a model is specialized for on its devices: a hint; the numbers are `MLSpecializationStrategy`'s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(i32)]
+pub enum Specialization {
+    /// What suits most models.
+    #[default]
+    Default = CML_SPECIALIZATION_DEFAULT,
+    /// Fast predictions, even if loading takes longer.
+    FastPrediction = CML_SPECIALIZATION_FAST_PREDICTION,
+}
+
 /// How a model is to be loaded. The default leaves every choice to the framework.
 ///
 /// ```
@@ -48,6 +72,23 @@ impl fmt::Display for ComputeUnits {
 ///
 /// let config = Config { compute_units: ComputeUnits::CpuOnly, ..Config::default() };
 /// assert_ne!(config, Config::default());
+/// ```
+///
+/// Hints change how fast a model is, and never what it answers:
+///
+/// ```
+/// use coreml_bridge::{Config, ReshapeFrequency, Specialization};
+///
+/// let config = Config {
+///     reshape_frequency: ReshapeFrequency::Infrequent,
+///     specialization: Specialization::FastPrediction,
+///     ..Config::default()
+/// };
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits-f32.mlpackage");
+/// # if cfg!(target_vendor = "apple") { return Ok(()) }
+/// let model = coreml_bridge::Bridge::platform().load(path, &config)?;
+/// # drop(model);
+/// # Ok::<(), coreml_bridge::Error>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Config {
@@ -62,12 +103,24 @@ pub struct Config {
     pub low_precision_accumulation: bool,
     /// The name that tools show for the model; none = its file's.
     pub display_name: Option<String>,
+    /// How often the shapes of the inputs will change. Core ML needs macOS 14.4 or iOS 17.4 to be told that it is seldom.
+    pub reshape_frequency: ReshapeFrequency,
+    /// What the model is specialized for. Core ML needs macOS 15 or iOS 18 to be told.
+    pub specialization: Specialization,
 }
 
 impl Config {
     /// Borrows the names: the result must not outlive `self`.
     pub(crate) fn to_native(&self) -> CmlConfig {
-        let Config { compute_units, function, threads, low_precision_accumulation, display_name } = self;
+        let Config {
+            compute_units,
+            function,
+            threads,
+            low_precision_accumulation,
+            display_name,
+            reshape_frequency,
+            specialization,
+        } = self;
         let name = |name: &Option<String>| name.as_deref().map_or(CmlStr::NONE, CmlStr::from);
         CmlConfig {
             size: size_of::<CmlConfig>() as u32,
@@ -76,6 +129,8 @@ impl Config {
             threads: threads.map_or(0, NonZeroU32::get),
             function_name: name(function),
             display_name: name(display_name),
+            reshape_frequency: *reshape_frequency as CmlReshapeFrequency,
+            specialization: *specialization as CmlSpecialization,
         }
     }
 }

@@ -38,7 +38,7 @@ mod tensor;
 mod value;
 
 pub use bridge::{BackendInfo, Bridge, Device};
-pub use config::{ComputeUnits, Config};
+pub use config::{ComputeUnits, Config, ReshapeFrequency, Specialization};
 pub use description::{
     ClassLabel, Color, DictionarySpec, Feature, FeatureKind, Flexibility, ImageSpec, Metadata, Mismatch,
     ModelDescription, Range, SequenceSpec, TensorSpec,

@@ -5,7 +5,7 @@ use std::{error::Error as _, sync::Arc, thread, time::Duration};
 
 use coreml_bridge::{
     Bridge, BridgeError, Config, Dictionary, Dtype, Error, Features, Image, PixelFormat, PredictOptions,
-    Sequence, Status, Tensor, Value, f16, register_model,
+    ReshapeFrequency, Sequence, Specialization, Status, Tensor, Value, f16, register_model,
 };
 use coreml_testing::{Backings, Behaviour, Builder, FakeBridge, Outcome, REFUSAL};
 
@@ -598,7 +598,7 @@ fn the_configuration_crosses_whole() {
     use coreml_bridge::ComputeUnits;
     use coreml_sys::{CmlBridge, CmlConfig, CmlError, CmlModel, CmlStatus, CmlStr};
 
-    static SEEN: Mutex<Option<(u32, i32, u32, u32, String, String)>> = Mutex::new(None);
+    static SEEN: Mutex<Option<(u32, i32, u32, u32, String, String, [i32; 2])>> = Mutex::new(None);
 
     unsafe extern "C" fn model_load(
         _: *mut std::ffi::c_void,
@@ -613,8 +613,9 @@ fn the_configuration_crosses_whole() {
             // SAFETY: and so are its strings.
             String::from_utf8_lossy(unsafe { string.as_bytes() }).into_owned()
         };
-        let CmlConfig { size, compute_units, flags, threads, function_name, display_name } = *config;
-        let seen = (size, compute_units, flags, threads, text(function_name), text(display_name));
+        let CmlConfig { size, compute_units, flags, threads, function_name, display_name, .. } = *config;
+        let hints = [config.reshape_frequency, config.specialization];
+        let seen = (size, compute_units, flags, threads, text(function_name), text(display_name), hints);
         *SEEN.lock().unwrap() = Some(seen);
         coreml_sys::CML_UNSUPPORTED
     }
@@ -627,10 +628,12 @@ fn the_configuration_crosses_whole() {
         threads: NonZeroU32::new(3),
         low_precision_accumulation: true,
         display_name: Some("Größe".to_owned()),
+        reshape_frequency: ReshapeFrequency::Infrequent,
+        specialization: Specialization::FastPrediction,
     };
     assert!(fake.bridge().load("model", &config).is_err());
     let size = size_of::<CmlConfig>() as u32;
-    let expected = (size, 3, 1, 3, "decode".to_owned(), "Größe".to_owned());
+    let expected = (size, 3, 1, 3, "decode".to_owned(), "Größe".to_owned(), [1, 1]);
     assert_eq!(SEEN.lock().unwrap().take(), Some(expected));
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::mem::offset_of;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -11,8 +12,10 @@ use coreml_engine::description::ModelDescription;
 use coreml_engine::{ArrayRef, Input, LoadError, LoadOptions, Model, Output, Session, State, WeakModel};
 use coreml_sys::{
     CML_COMPUTE_ALL, CML_COMPUTE_CPU_AND_NEURAL_ENGINE, CML_COMPUTE_CPU_ONLY,
-    CML_CONFIG_LOW_PRECISION_ACCUMULATION, CmlBlob, CmlConfig, CmlError, CmlModel, CmlOutput,
-    CmlPredictOptions, CmlResult, CmlResultView, CmlState, CmlStatus, CmlStr, CmlTensorBytesFn, CmlValue,
+    CML_CONFIG_LOW_PRECISION_ACCUMULATION, CML_RESHAPE_FREQUENT, CML_RESHAPE_INFREQUENT,
+    CML_SPECIALIZATION_DEFAULT, CML_SPECIALIZATION_FAST_PREDICTION, CmlBlob, CmlConfig, CmlError, CmlModel,
+    CmlOutput, CmlPredictOptions, CmlResult, CmlResultView, CmlState, CmlStatus, CmlStr, CmlTensorBytesFn,
+    CmlValue,
 };
 
 use crate::arguments::{self, out, place};
@@ -109,16 +112,61 @@ pub(crate) fn load_handle(
     Ok(Box::into_raw(object).cast())
 }
 
+/// The configuration, as far as the caller's reaches: what an older header has not is the default. `None` for NULL.
+///
+/// # Safety
+/// `config` must be NULL or point to as many bytes as its `size` says.
+unsafe fn read_configuration(config: *const CmlConfig) -> Result<Option<CmlConfig>, Failure> {
+    /// Where each field ends, in their order: half a field is none.
+    const ENDS: [usize; 8] = [
+        offset_of!(CmlConfig, compute_units),
+        offset_of!(CmlConfig, flags),
+        offset_of!(CmlConfig, threads),
+        offset_of!(CmlConfig, function_name),
+        offset_of!(CmlConfig, display_name),
+        offset_of!(CmlConfig, reshape_frequency),
+        offset_of!(CmlConfig, specialization),
+        size_of::<CmlConfig>(),
+    ];
+    if config.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: not NULL, and `size` comes first.
+    let size = unsafe { config.cast::<u32>().read() };
+    let given = ENDS.into_iter().rfind(|&end| end <= size as usize);
+    let given =
+        given.ok_or_else(|| Failure::invalid(format!("a configuration of {size} bytes is too small")))?;
+    let mut whole = CmlConfig {
+        size,
+        compute_units: CML_COMPUTE_CPU_ONLY,
+        flags: 0,
+        threads: 0,
+        function_name: CmlStr::NONE,
+        display_name: CmlStr::NONE,
+        reshape_frequency: CML_RESHAPE_FREQUENT,
+        specialization: CML_SPECIALIZATION_DEFAULT,
+    };
+    // SAFETY: the caller's struct has `given` bytes, ours has no fewer, and they are plain data of which each field is whole.
+    unsafe { std::ptr::copy_nonoverlapping(config.cast::<u8>(), (&raw mut whole).cast::<u8>(), given) };
+    Ok(Some(whole))
+}
+
 /// # Safety
 /// `config` must be NULL or valid, its strings too.
 pub(crate) unsafe fn configuration<'a>(
     config: *const CmlConfig,
 ) -> Result<(Option<&'a str>, NonZeroUsize), Failure> {
     let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    // SAFETY: NULL is checked, the rest is the caller's promise.
-    let Some(config) = (unsafe { config.as_ref() }) else { return Ok((None, cores)) };
-    if config.size < arguments::size_of_struct::<CmlConfig>() {
-        return Err(Failure::invalid(format!("a configuration of {} bytes is too small", config.size)));
+    // SAFETY: the caller's promise.
+    let config = unsafe { read_configuration(config) }?;
+    let Some(config) = config else { return Ok((None, cores)) };
+    // The engine packs weights when it loads, and plans shapes when they change: each hint asks for no less.
+    if !(CML_RESHAPE_FREQUENT..=CML_RESHAPE_INFREQUENT).contains(&config.reshape_frequency) {
+        return Err(Failure::invalid(format!("{} is no frequency of reshapes", config.reshape_frequency)));
+    }
+    let specializations = CML_SPECIALIZATION_DEFAULT..=CML_SPECIALIZATION_FAST_PREDICTION;
+    if !specializations.contains(&config.specialization) {
+        return Err(Failure::invalid(format!("{} is no specialization", config.specialization)));
     }
     // Every unit that a caller may allow includes the CPU, so all are honoured.
     let units = CML_COMPUTE_CPU_ONLY..=CML_COMPUTE_CPU_AND_NEURAL_ENGINE;
@@ -551,5 +599,40 @@ pub(crate) unsafe extern "C" fn state_release(state: *mut CmlState) {
     if !state.is_null() {
         // SAFETY: the caller gives back the handle of `state_new`, once.
         drop(unsafe { Box::from_raw(state.cast::<StateObject>()) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_is_read_as_far_as_it_reaches() {
+        let mut config = CmlConfig {
+            size: 0,
+            compute_units: CML_COMPUTE_CPU_ONLY,
+            flags: 0,
+            threads: 3,
+            function_name: CmlStr::from("decode"),
+            display_name: CmlStr::NONE,
+            reshape_frequency: 9,
+            specialization: CML_SPECIALIZATION_FAST_PREDICTION,
+        };
+        let mut read = |size: usize, reshape_frequency: i32| {
+            config.size = u32::try_from(size).unwrap();
+            config.reshape_frequency = reshape_frequency;
+            // SAFETY: the struct is whole, whatever size it says, and its string is static.
+            unsafe { configuration(&config) }
+                .map(|(function, threads)| (function.map(str::to_owned), threads.get()))
+        };
+        let whole = (Some("decode".to_owned()), 3);
+        // The first header ended before the hints.
+        assert_eq!(read(offset_of!(CmlConfig, reshape_frequency), 9).unwrap(), whole);
+        assert_eq!(read(offset_of!(CmlConfig, reshape_frequency) + 1, 9).unwrap(), whole);
+        assert_eq!(read(size_of::<CmlConfig>(), CML_RESHAPE_INFREQUENT).unwrap(), whole);
+        assert!(read(size_of::<CmlConfig>(), 9).is_err());
+        assert_eq!(read(offset_of!(CmlConfig, function_name) + 8, 9).unwrap(), (None, 3));
+        assert_eq!(read(offset_of!(CmlConfig, compute_units), 9).unwrap().0, None);
+        assert!(read(3, 0).is_err() && read(0, 0).is_err());
     }
 }

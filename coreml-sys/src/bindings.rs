@@ -55,6 +55,17 @@ pub const CML_PIXEL_BGRA8: CmlPixelFormat = 1111970369;
 pub const CML_PIXEL_GRAY8: CmlPixelFormat = 1278226488;
 #[doc = " 'L00h'"]
 pub const CML_PIXEL_GRAY16F: CmlPixelFormat = 1278226536;
+#[doc = " How often the shapes of the inputs will change; the numbers are MLReshapeFrequencyHint's."]
+pub type CmlReshapeFrequency = i32;
+#[doc = " new shapes should be quick: the default"]
+pub const CML_RESHAPE_FREQUENT: CmlStatus = 0;
+#[doc = " shapes that were seen before should be quick"]
+pub const CML_RESHAPE_INFREQUENT: CmlStatus = 1;
+#[doc = " What a model is specialized for on its devices; the numbers are MLSpecializationStrategy's."]
+pub type CmlSpecialization = i32;
+pub const CML_SPECIALIZATION_DEFAULT: CmlStatus = 0;
+#[doc = " even if loading takes longer"]
+pub const CML_SPECIALIZATION_FAST_PREDICTION: CmlStatus = 1;
 pub const CML_CONFIG_LOW_PRECISION_ACCUMULATION: u32 = 1;
 #[repr(C)]
 #[derive(Debug)]
@@ -119,10 +130,12 @@ pub struct CmlConfig {
     pub function_name: CmlStr,
     #[doc = " none = the file's name"]
     pub display_name: CmlStr,
+    pub reshape_frequency: CmlReshapeFrequency,
+    pub specialization: CmlSpecialization,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of CmlConfig"][::core::mem::size_of::<CmlConfig>() - 48usize];
+    ["Size of CmlConfig"][::core::mem::size_of::<CmlConfig>() - 56usize];
     ["Alignment of CmlConfig"][::core::mem::align_of::<CmlConfig>() - 8usize];
     ["Offset of field: CmlConfig::size"][::core::mem::offset_of!(CmlConfig, size) - 0usize];
     ["Offset of field: CmlConfig::compute_units"][::core::mem::offset_of!(CmlConfig, compute_units) - 4usize];
@@ -131,6 +144,10 @@ const _: () = {
     ["Offset of field: CmlConfig::function_name"]
         [::core::mem::offset_of!(CmlConfig, function_name) - 16usize];
     ["Offset of field: CmlConfig::display_name"][::core::mem::offset_of!(CmlConfig, display_name) - 32usize];
+    ["Offset of field: CmlConfig::reshape_frequency"]
+        [::core::mem::offset_of!(CmlConfig, reshape_frequency) - 48usize];
+    ["Offset of field: CmlConfig::specialization"]
+        [::core::mem::offset_of!(CmlConfig, specialization) - 52usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

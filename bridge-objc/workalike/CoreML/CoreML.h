@@ -268,12 +268,33 @@ typedef NS_ENUM(NSInteger, MLImageSizeConstraintType) {
 
 /* ---- models ---- */
 
+typedef NS_ENUM(NSInteger, MLReshapeFrequencyHint) {
+  MLReshapeFrequencyHintFrequent = 0,
+  MLReshapeFrequencyHintInfrequent = 1
+};
+
+typedef NS_ENUM(NSInteger, MLSpecializationStrategy) {
+  MLSpecializationStrategyDefault = 0,
+  MLSpecializationStrategyFastPrediction = 1
+};
+
+@interface MLOptimizationHints : NSObject <NSCopying> {
+ @public
+  MLReshapeFrequencyHint _reshape;
+  MLSpecializationStrategy _strategy;
+}
+@property(readwrite, assign, nonatomic) MLReshapeFrequencyHint reshapeFrequency;
+@property(readwrite, assign, nonatomic) MLSpecializationStrategy specializationStrategy;
+@end
+
 @interface MLModelConfiguration : NSObject {
  @public
   MLComputeUnits _units;
   BOOL _low_precision;
   NSString *_function, *_display;
+  MLOptimizationHints *_hints;
 }
+@property(readwrite, nonatomic, copy) MLOptimizationHints *optimizationHints;
 @property(readwrite, nonatomic) MLComputeUnits computeUnits;
 @property(readwrite, nonatomic) BOOL allowLowPrecisionAccumulationOnGPU;
 @property(readwrite, nonatomic, nullable, copy) NSString *functionName;

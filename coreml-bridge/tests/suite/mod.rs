@@ -10,8 +10,8 @@ use std::{
 };
 
 use coreml_bridge::{
-    Bridge, Config, CoreMlHandle, Dtype, Error, Features, Kind, PredictOptions, Role, Status, Tensor, Value,
-    get_model_handle, register_model, register_model_as, unload_model,
+    Bridge, Config, CoreMlHandle, Dtype, Error, Features, Kind, PredictOptions, ReshapeFrequency, Role,
+    Specialization, Status, Tensor, Value, get_model_handle, register_model, register_model_as, unload_model,
 };
 
 /// A bridge, and a model of it with one tensor as input and at least one tensor among its outputs.
@@ -265,6 +265,17 @@ pub(crate) fn a_compute_plan_is_the_structure_with_places(subject: &Subject) {
     let config = Config { function: Some("no such function".to_owned()), ..Config::default() };
     let error = subject.bridge.compute_plan(&subject.path, &config).unwrap_err();
     assert!(matches!(&error, Error::Load { source, .. } if source.status == Status::NotFound), "{error:?}");
+}
+
+pub(crate) fn hints_change_no_answer(subject: &Subject) {
+    let config = Config {
+        reshape_frequency: ReshapeFrequency::Infrequent,
+        specialization: Specialization::FastPrediction,
+        ..Config::default()
+    };
+    let model = subject.bridge.load(&subject.path, &config).unwrap();
+    subject.assert_expected(&model.predict(&subject.inputs()).unwrap());
+    subject.bridge.compute_plan(&subject.path, &config).unwrap();
 }
 
 pub(crate) fn an_output_into_given_memory_is_the_same_output(subject: &Subject) {
@@ -529,6 +540,7 @@ macro_rules! mount {
             the_functions_of_a_model_are_those_of_its_description
             the_structure_of_a_model_names_what_it_computes
             a_compute_plan_is_the_structure_with_places
+            hints_change_no_answer
             an_output_into_given_memory_is_the_same_output
             shared_memory_given_for_an_output_is_never_written
             a_registered_model_is_found_on_its_thread_only
