@@ -20,7 +20,7 @@
  *     Wrapped memory is only read, unless it is a backing (rule 6).
  *  5. Tensors have strides, in elements. Read through `tensor_read` or inside `tensor_with_bytes`.
  *  6. Output backings are a hint; CmlOutput.backing_used reports whether the hint was taken. A backing is written only
- *     until model_predict returns; after that whoever still holds it only reads.
+ *     until model_predict returns, or the completion is called; after that whoever still holds it only reads.
  *  7. A state belongs to the model that made it; one prediction at a time may use it.
  *  8. What this bridge or this OS cannot do answers CML_UNSUPPORTED; no option is ever silently ignored.
  *  9. A compiled model in a temporary folder is deleted when the last handle on it is released.
@@ -307,8 +307,8 @@ typedef struct CmlBridge {
                                    size_t n_inputs, const CmlPredictOptions *options, CmlResult **results,
                                    CmlError **error);
   /* [S] One prediction, without waiting: answers as soon as the arguments are read, and model, state and values are
-     taken until `done` is called. A failure to begin is the slot's answer, and `done` is then never called. No
-     backings. `request` may be NULL if the caller will not cancel. */
+     taken until `done` is called. A failure to begin is the slot's answer, and `done` is then never called.
+     Backings are written until then. `request` may be NULL if the caller will not cancel. */
   CmlStatus (*model_predict_async)(CmlModel *model, CmlState *state, const CmlStr *names, CmlValue *const *inputs,
                                    size_t n_inputs, const CmlPredictOptions *options, CmlPredictedFn done,
                                    void *context, CmlRequest **request, CmlError **error);

@@ -444,8 +444,9 @@ CmlStatus cml_model_predict_batch(CmlModel *model, size_t n_rows, const CmlStr *
 typedef struct CmlPrediction {
   CmlRequest request;
   CmlCall call; /* values, model and state are counted */
-  CmlValue **values;
-  NSArray<NSString *> *outputs; /* retained */
+  CmlValue **values; /* the inputs, then the backings */
+  NSArray<NSString *> *outputs; /* retained, as is the other */
+  NSDictionary<NSString *, NSNumber *> *backings;
   CmlPredictedFn done;
   void *context;
   uint64_t start, prepared;
@@ -456,12 +457,15 @@ static void cml_prediction_tear_down(CmlRequest *request) {
   CmlCall *call = &prediction->call;
   if (call->model == NULL) return; /* done before */
   cml_call_leave(call);
-  for (size_t i = 0; i < call->n_inputs; i++) cml_value_release(prediction->values[i]);
+  size_t n_values = call->n_inputs + call->options.n_backings;
+  for (size_t i = 0; i < n_values; i++) cml_value_release(prediction->values[i]);
   free(prediction->values);
-  call->inputs = prediction->values = NULL;
-  call->n_inputs = 0;
+  call->inputs = call->options.backings = prediction->values = NULL;
+  call->n_inputs = call->options.n_backings = 0;
   [prediction->outputs release];
   prediction->outputs = nil;
+  [prediction->backings release];
+  prediction->backings = nil;
   cml_state_release(call->state);
   call->state = NULL;
   cml_model_release(call->model);
@@ -483,7 +487,7 @@ static void cml_prediction_end(CmlPrediction *prediction, id<MLFeatureProvider> 
   } else if (given == nil) {
     status = cml_fail_prediction(&error, cause);
   } else {
-    status = cml_collect(call, given, prediction->outputs, [NSDictionary dictionary], &error);
+    status = cml_collect(call, given, prediction->outputs, prediction->backings, &error);
   }
   CML_CATCH(status, &error)
   CmlResult *result = NULL;
@@ -504,21 +508,25 @@ static void cml_prediction_end(CmlPrediction *prediction, id<MLFeatureProvider> 
 static CmlStatus cml_prediction_begin(CmlPrediction *prediction, CmlError **error) {
   CmlCall *call = &prediction->call;
   NSArray<NSString *> *names = nil;
+  NSDictionary<NSString *, NSNumber *> *backings = nil;
   MLDictionaryFeatureProvider *inputs = nil;
-  MLPredictionOptions *plain = [[[MLPredictionOptions alloc] init] autorelease];
+  MLPredictionOptions *options = [[[MLPredictionOptions alloc] init] autorelease];
   CmlStatus status = cml_features(call, &inputs, error);
   if (status == CML_OK) status = cml_wanted(call, &names, error);
+  if (status == CML_OK) status = cml_backings(call, names, options, &backings, error);
   if (status != CML_OK) return status;
   prediction->outputs = [names retain];
+  prediction->backings = [backings retain];
   prediction->prepared = cml_now();
-  /* From here on the caller's arrays are not looked at: what is of them is in `inputs` and `outputs`. */
+  /* From here on the caller's arrays are not looked at: what is of them is in `inputs`, `outputs` and `backings`. */
   call->names = NULL;
   call->options.wanted = NULL;
+  call->options.backing_names = NULL;
   MLModel *model = call->model->model;
   if (call->state == NULL) {
     CML_IF_OS(14, 0, 17.0) {
       [model predictionFromFeatures:inputs
-                            options:plain
+                            options:options
                   completionHandler:^(id<MLFeatureProvider> given, NSError *cause) {
                     cml_prediction_end(prediction, given, cause);
                   }];
@@ -529,7 +537,7 @@ static CmlStatus cml_prediction_begin(CmlPrediction *prediction, CmlError **erro
   CML_IF_OS(15, 0, 18.0) {
     [model predictionFromFeatures:inputs
                        usingState:(MLState *)call->state->state
-                          options:plain
+                          options:options
                 completionHandler:^(id<MLFeatureProvider> given, NSError *cause) {
                   cml_prediction_end(prediction, given, cause);
                 }];
@@ -549,22 +557,22 @@ CmlStatus cml_model_predict_async(CmlModel *model, CmlState *state, const CmlStr
   CmlStatus status = cml_check_handles(model, state, error);
   if (status == CML_OK) status = cml_call_read(&call, model, names, inputs, n_inputs, options, error);
   if (status != CML_OK) return status;
-  if (call.options.n_backings > 0) {
-    return cml_fail(error, CML_UNSUPPORTED, "an asynchronous prediction takes no output backings");
-  }
   CmlPrediction *prediction = cml_handle_new(sizeof *prediction, &cml_tag_request);
   if (prediction == NULL) return cml_fail_memory(error);
   prediction->request.tear_down = cml_prediction_tear_down;
   prediction->done = done;
   prediction->context = context;
   prediction->start = start;
-  prediction->values = calloc(n_inputs > 0 ? n_inputs : 1, sizeof *prediction->values);
+  CmlValue *const *backings = call.options.backings;
+  prediction->values = calloc(n_inputs + call.options.n_backings + 1, sizeof *prediction->values);
   call.n_inputs = prediction->values != NULL ? n_inputs : 0;
   call.inputs = prediction->values;
+  call.options.n_backings = prediction->values != NULL ? call.options.n_backings : 0;
+  call.options.backings = prediction->values + call.n_inputs;
   call.result = cml_handle_new(sizeof *call.result, &cml_tag_result);
-  for (size_t i = 0; i < call.n_inputs; i++) {
-    prediction->values[i] = inputs[i];
-    cml_value_retain(inputs[i]);
+  for (size_t i = 0; i < call.n_inputs + call.options.n_backings; i++) {
+    prediction->values[i] = i < call.n_inputs ? inputs[i] : backings[i - call.n_inputs];
+    cml_value_retain(prediction->values[i]);
   }
   cml_handle_retain(model);
   if (state != NULL) cml_handle_retain(state);

@@ -1170,14 +1170,19 @@ static void test_predict_async(void) {
   B->result_free(none);
   none = NULL;
   /* What cannot begin has no end. */
-  CmlPredictOptions options = {.size = sizeof options, .backing_names = &out_h, .backings = &value, .n_backings = 1};
+  CmlPredictOptions options = {.size = sizeof options, .backing_names = &x, .n_backings = 1};
   CmlValue *backing = tensor_x();
   options.backings = &backing;
   Ended never = ENDED;
   request = (CmlRequest *)&never;
   REFUSED(B->model_predict_async(model, NULL, &x, &value, 1, &options, predicted, &never, &request, &error),
-          CML_UNSUPPORTED, "backings");
+          CML_NOT_FOUND, "no output 'x' to back");
   CHECK(request == NULL);
+  options.backing_names = &out_h;
+  options.backings = &value;
+  REFUSED(B->model_predict_async(model, NULL, &x, &value, 1, &options, predicted, &never, &request, &error),
+          CML_INVALID_ARGUMENT, "input 0 and backing 0 are one tensor");
+  CHECK(holds_f32(backing, x_data, 6)); /* free, and untouched */
   B->value_release(backing);
   REFUSED(B->model_predict_async(model, NULL, &x, &value, 1, NULL, NULL, NULL, NULL, &error), CML_INVALID_ARGUMENT, "");
   REFUSED(B->model_predict_async(NULL, NULL, &x, &value, 1, NULL, predicted, &never, NULL, &error),
@@ -1411,6 +1416,34 @@ static void test_backings(void) {
     CHECK(holds_f32(backing, x_twice, 6));
     B->value_release(backing);
   }
+  /* The same without waiting, where the system can; the caller lets go of everything at once. */
+  cml_workalike_set_late_release_ms(30);
+  for (size_t i = 0; i < 2 * (sizeof cases / sizeof cases[0]); i++) {
+    size_t at = i / 2;
+    if (cases[at].macos != 0) continue;
+    CmlValue *backing = NULL, *given_x = tensor_x();
+    CmlStr as_named[1] = {out};
+    Ended ended = ENDED;
+    CHECK(WENT(B->tensor_new(B->self, cases[at].desc, &backing, &error)));
+    CmlValue *backings[1] = {backing};
+    CmlPredictOptions options = {
+        .size = sizeof options, .backing_names = as_named, .backings = backings, .n_backings = 1};
+    cml_workalike_set_hostile(cases[at].mode | (i % 2 == 0 ? CML_HOSTILE_LATE_ANSWER : CML_HOSTILE_EARLY_ANSWER));
+    CHECK(WENT(B->model_predict_async(model, NULL, &name, &given_x, 1, &options, predicted, &ended, NULL, &error)));
+    if (i % 2 == 0) REFUSED(B->tensor_with_bytes(backing, 1, see, NULL, &error), CML_BUSY, "");
+    memset(as_named, 0xFF, sizeof as_named);
+    memset(backings, 0xFF, sizeof backings);
+    memset(&options, 0xFF, sizeof options);
+    B->value_release(given_x);
+    B->value_release(backing); /* the result has it yet */
+    CHECK(await_end(&ended, &error) == CML_OK);
+    cml_workalike_set_hostile(0);
+    const CmlOutput *given = output(ended.result, "out_x");
+    CHECK(given->backing_used == cases[at].used && given->value == backing);
+    CHECK(holds_f32(given->value, x_twice, 6));
+    B->result_free(ended.result);
+  }
+  cml_workalike_set_late_release_ms(1000);
   CmlValue *backing = NULL, *pair[2];
   CmlStr names[2] = {out, out};
   CmlResult *result = NULL;

@@ -152,8 +152,8 @@ impl CoreMlHandle {
     /// ```
     ///
     /// # Errors
-    /// As [`CoreMlHandle::predict_with`], if the prediction cannot begin; [`Error::Unsupported`] for backings, and on a system
-    /// that predicts only while one waits.
+    /// As [`CoreMlHandle::predict_with`], if the prediction cannot begin; [`Error::Unsupported`] on a system that predicts only
+    /// while one waits.
     pub fn predict_async<'state>(
         &self,
         inputs: &Features,

@@ -124,9 +124,6 @@ pub(crate) unsafe extern "C" fn model_predict_async(
         let handles = unsafe { arguments::slice(inputs, n_inputs, "the inputs") }?;
         // SAFETY: the table's contract on `predict_options`.
         let options = unsafe { model::options(predict_options) }?;
-        if !options.backings.is_empty() {
-            return Err(Failure::unsupported("an asynchronous prediction takes no output backings"));
-        }
         // SAFETY: live handles by the table's contract.
         let values = handles.iter().map(|&handle| unsafe { value::share(handle) });
         let values = values.collect::<Result<Vec<Arc<Value>>, _>>()?;
@@ -139,6 +136,8 @@ pub(crate) unsafe extern "C" fn model_predict_async(
         let model = object.model.clone();
         let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
         let wanted: Vec<String> = options.wanted.into_iter().map(str::to_owned).collect();
+        let backings = options.backings.into_iter().map(|(name, backing)| (name.to_owned(), backing));
+        let backings: Vec<(String, Arc<Value>)> = backings.collect();
         let made = RequestObject::new(None);
         // Before the thread starts: the completion may be called before this slot returns.
         let running = Arc::clone(&made);
@@ -149,7 +148,8 @@ pub(crate) unsafe extern "C" fn model_predict_async(
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
                 let borrowed: Vec<&Value> = values.iter().map(|value| &**value).collect();
                 let wanted = wanted.iter().map(String::as_str).collect();
-                let options = Options { wanted, backings: Vec::new() };
+                let backings = backings.iter().map(|(name, backing)| (name.as_str(), Arc::clone(backing)));
+                let options = Options { wanted, backings: backings.collect() };
                 let made =
                     model::predict(&model, &mut session, state.as_deref_mut(), &names, &borrowed, &options);
                 running.check("prediction")?;
@@ -158,7 +158,7 @@ pub(crate) unsafe extern "C" fn model_predict_async(
                 Ok(made)
             });
             // The caller's handles are free again before he hears of the end.
-            drop((session, state, values, model));
+            drop((session, state, values, backings, model));
             if running.ends() {
                 completion_of.call(outcome.map(model::ResultObject::into_handle));
             }

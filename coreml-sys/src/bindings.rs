@@ -615,7 +615,7 @@ pub struct CmlBridge {
             error: *mut *mut CmlError,
         ) -> CmlStatus,
     >,
-    #[doc = " \\[S\\] One prediction, without waiting: answers as soon as the arguments are read, and model, state and values are\ntaken until `done` is called. A failure to begin is the slot's answer, and `done` is then never called. No\nbackings. `request` may be NULL if the caller will not cancel."]
+    #[doc = " \\[S\\] One prediction, without waiting: answers as soon as the arguments are read, and model, state and values are\ntaken until `done` is called. A failure to begin is the slot's answer, and `done` is then never called.\nBackings are written until then. `request` may be NULL if the caller will not cancel."]
     pub model_predict_async: ::core::option::Option<
         unsafe extern "C" fn(
             model: *mut CmlModel,

@@ -862,25 +862,31 @@ struct Kept {
     model: *mut CmlModel,
     state: *mut CmlState,
     inputs: Vec<*mut CmlValue>,
+    backings: Vec<*mut CmlValue>,
 }
 
 // SAFETY: the handles are numbers.
 unsafe impl Send for Kept {}
 
 impl Kept {
-    fn new(model: *mut CmlModel, state: *mut CmlState, inputs: &[*mut CmlValue]) -> Kept {
+    fn new(
+        model: *mut CmlModel,
+        state: *mut CmlState,
+        inputs: &[*mut CmlValue],
+        backings: &[*mut CmlValue],
+    ) -> Kept {
         retain(model.cast_const());
         if !state.is_null() {
             retain(state.cast_const());
         }
-        inputs.iter().for_each(|input| retain(input.cast_const()));
-        Kept { model, state, inputs: inputs.to_vec() }
+        inputs.iter().chain(backings).for_each(|value| retain(value.cast_const()));
+        Kept { model, state, inputs: inputs.to_vec(), backings: backings.to_vec() }
     }
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.inputs.iter().for_each(|input| let_go(input.cast_const()));
+        self.inputs.iter().chain(&self.backings).for_each(|value| let_go(value.cast_const()));
         if !self.state.is_null() {
             let_go(self.state.cast_const());
         }
@@ -914,9 +920,6 @@ unsafe extern "C" fn model_predict_async(
         }
         // SAFETY: the options live for the call.
         let options = unsafe { borrowed(options) }?;
-        if options.n_backings > 0 {
-            return Err(Failure::Status(CML_UNSUPPORTED, "backings without waiting".to_owned()));
-        }
         let owned = |strings: &[CmlStr]| {
             // SAFETY: the strings live for the call.
             strings.iter().map(|string| unsafe { text(*string) }.map(str::to_owned)).collect::<Answer<_>>()
@@ -926,7 +929,12 @@ unsafe extern "C" fn model_predict_async(
         // SAFETY: as above.
         let wanted: Vec<String> = owned(unsafe { list(options.wanted, options.n_wanted) }?)?;
         // SAFETY: as above.
-        let kept = Kept::new(model, state, unsafe { list(inputs, n_inputs) }?);
+        let backed: Vec<String> = owned(unsafe { list(options.backing_names, options.n_backings) }?)?;
+        // SAFETY: as above.
+        let inputs = unsafe { list(inputs, n_inputs) }?;
+        // SAFETY: as above.
+        let backings = unsafe { list(options.backings, options.n_backings) }?;
+        let kept = Kept::new(model, state, inputs, backings);
         let running = entry.enter_for_long().ok_or_else(busy)?;
         let made = FakeRequest::new(None);
         let mine = Arc::clone(&made);
@@ -938,14 +946,15 @@ unsafe extern "C" fn model_predict_async(
             let status = guarded(Some(fake), &mut error, || {
                 let names: Vec<CmlStr> = names.iter().map(|name| name.as_str().into()).collect();
                 let wanted: Vec<CmlStr> = wanted.iter().map(|name| name.as_str().into()).collect();
+                let backed: Vec<CmlStr> = backed.iter().map(|name| name.as_str().into()).collect();
                 let options = CmlPredictOptions {
                     size: size_of::<CmlPredictOptions>() as u32,
                     reserved: 0,
                     wanted: wanted.as_ptr(),
                     n_wanted: wanted.len(),
-                    backing_names: ptr::null(),
-                    backings: ptr::null(),
-                    n_backings: 0,
+                    backing_names: backed.as_ptr(),
+                    backings: kept.backings.as_ptr(),
+                    n_backings: backed.len(),
                 };
                 let (first, inputs) = (names.as_ptr(), &kept.inputs);
                 // SAFETY: the lists are this thread's own, and as long as is said.

@@ -478,12 +478,33 @@ pub(crate) fn a_prediction_that_cannot_begin_is_an_error_at_once(subject: &Subje
     let model = subject.load();
     let error = model.predict_async(&Features::new(), PredictOptions::default()).unwrap_err();
     assert!(matches!(&error, Error::MissingInput { .. }), "{error:?}");
-    let backing = Tensor::zeros(subject.expected.dtype(), subject.expected.shape()).unwrap();
-    let backings = vec![(subject.output.to_owned(), backing)];
+    let backings = vec![(subject.output.to_owned(), Tensor::scalar(1_i8))];
     let options = PredictOptions { backings, ..PredictOptions::default() };
     let error = model.predict_async(&subject.inputs(), options).unwrap_err();
-    assert!(matches!(&error, Error::Unsupported { .. }), "{error:?}");
+    assert!(matches!(&error, Error::WrongDtype { .. }), "{error:?}");
     subject.assert_expected(&model.predict(&subject.inputs()).unwrap());
+}
+
+pub(crate) fn a_prediction_without_waiting_writes_into_given_memory(subject: &Subject) {
+    let model = subject.load();
+    let memory = || Tensor::zeros(subject.expected.dtype(), subject.expected.shape()).unwrap();
+    let options = |backing: Tensor| PredictOptions {
+        backings: vec![(subject.output.to_owned(), backing)],
+        ..PredictOptions::default()
+    };
+    let backing = memory();
+    let address = backing.as_bytes().unwrap().as_ptr();
+    let prediction = model.predict_async(&subject.inputs(), options(backing)).unwrap().wait().unwrap();
+    subject.assert_expected(&prediction.outputs);
+    if !prediction.backings_used.is_empty() {
+        assert_eq!(prediction.outputs.tensor(subject.output).unwrap().as_bytes().unwrap().as_ptr(), address);
+    }
+    // Memory that somebody else has is not written, and nobody waits for the last.
+    let kept = memory();
+    let pending = model.predict_async(&subject.inputs(), options(kept.clone())).unwrap();
+    subject.assert_expected(&block_on(pending).unwrap().outputs);
+    assert!(kept.as_bytes().unwrap().iter().all(|&byte| byte == 0));
+    drop(model.predict_async(&subject.inputs(), options(memory())).unwrap());
 }
 
 pub(crate) fn a_model_loaded_without_waiting_is_the_same_model(subject: &Subject) {
@@ -554,6 +575,7 @@ macro_rules! mount {
             a_prediction_that_nobody_waits_for_is_let_go
             a_cancelled_prediction_ends_once
             a_prediction_that_cannot_begin_is_an_error_at_once
+            a_prediction_without_waiting_writes_into_given_memory
             a_model_loaded_without_waiting_is_the_same_model
             a_cancelled_load_ends_once
         }
