@@ -1,4 +1,4 @@
-//! Cases of coremltools' own tests, replayed: `cargo xtask conformance --record` keeps whole small models with the inputs and
+//! Cases of coremltools' own tests, replayed: `cargo xtask conformance record` keeps whole small models with the inputs and
 //! the outputs that those tests found right (`docs/conformance.md`).
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 

@@ -33,6 +33,8 @@ enum Sampling {
     UnalignCorners,
     /// The nearest pixel at or before.
     Nearest,
+    /// The pixel that the middle of the sample lies in: as [`Self::Nearest`] where an edge grows by a whole factor.
+    NearestMiddle,
 }
 
 impl Sampling {
@@ -57,6 +59,7 @@ impl Sampling {
             Self::OffsetCorners => (0.5 + i) * last.max(1.0) / target as f64,
             Self::UnalignCorners => (i + 0.5) * n / target as f64 - 0.5,
             Self::Nearest => (i * n / target as f64).floor(),
+            Self::NearestMiddle => ((i + 0.5) * n / target as f64).floor(),
         };
         (0..target).map(|i| place(i as f64).clamp(0.0, last)).collect()
     }
@@ -198,7 +201,7 @@ fn resize(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     let sampling = Sampling::read(op)?;
     let sampling = match op.string("interpolation_mode", "LINEAR")?.as_str() {
         "LINEAR" => sampling,
-        "NEAREST_NEIGHBOR" if sampling == Sampling::Default => Sampling::Nearest,
+        "NEAREST_NEIGHBOR" if sampling == Sampling::Default => Sampling::NearestMiddle,
         "NEAREST_NEIGHBOR" => {
             return Err(OpError::Unsupported("NEAREST_NEIGHBOR with a sampling mode".into()));
         }
@@ -462,7 +465,8 @@ impl Resampling {
     fn at(&self, plane: &[f32], size: [usize; 2], [x, y]: [f64; 2]) -> f32 {
         let (x, y) = (self.pixels(x, size[1]), self.pixels(y, size[0]));
         if self.nearest {
-            return self.fetch(plane, size, y.round_ties_even() as i64, x.round_ties_even() as i64);
+            // The middle between two pixels is of the one further from zero, as coremltools' tests of `resample` have it.
+            return self.fetch(plane, size, y.round() as i64, x.round() as i64);
         }
         let (left, top) = (x.floor(), y.floor());
         let (across, down) = ((x - left) as f32, (y - top) as f32);
@@ -603,6 +607,32 @@ mod tests {
             .float("padding_value", 0.0)
             .bool("align_corners", true);
         assert_eq!(far.f32().0, [1, 1, 1, 2]);
+    }
+
+    /// As coremltools' `TestResize` has it.
+    #[test]
+    fn resize_takes_the_pixel_that_the_middle_of_a_sample_lies_in() {
+        let case = Case::new("resize")
+            .input("x", &[1, 1, 2, 1], &[-6.174, 9.371])
+            .ints("shape", &[1, 1, 3, 2])
+            .int("resized_dims", 2)
+            .string("interpolation_mode", "NEAREST_NEIGHBOR")
+            .string("sampling_mode", "DEFAULT");
+        assert_eq!(case.f32().1, [-6.174, -6.174, 9.371, 9.371, 9.371, 9.371]);
+    }
+
+    /// As coremltools' `TestResample` has it: 3.5 of two pixels is the place 6.5, and 1.2 is 1.9.
+    #[test]
+    fn the_middle_between_two_pixels_is_of_the_further_one() {
+        let case = Case::new("resample")
+            .input("x", &[1, 1, 2, 2], &[11.0, 22.0, 33.0, 44.0])
+            .input("coordinates", &[1, 2, 2, 2], &[-1.0, -2.0, -3.7, -1.0, 0.0, 0.0, 3.5, 1.2])
+            .string("sampling_mode", "nearest")
+            .string("padding_mode", "symmetric")
+            .string("coordinates_mode", "normalized_zero_to_one")
+            .float("padding_value", -1.0)
+            .bool("align_corners", false);
+        assert_eq!(case.f32().1, [22.0, 33.0, 11.0, 33.0]);
     }
 
     #[test]
