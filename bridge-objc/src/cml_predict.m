@@ -510,10 +510,10 @@ static CmlStatus cml_prediction_begin(CmlPrediction *prediction, CmlError **erro
   NSArray<NSString *> *names = nil;
   NSDictionary<NSString *, NSNumber *> *backings = nil;
   MLDictionaryFeatureProvider *inputs = nil;
-  MLPredictionOptions *options = [[[MLPredictionOptions alloc] init] autorelease];
+  MLPredictionOptions *hints = [[[MLPredictionOptions alloc] init] autorelease];
   CmlStatus status = cml_features(call, &inputs, error);
   if (status == CML_OK) status = cml_wanted(call, &names, error);
-  if (status == CML_OK) status = cml_backings(call, names, options, &backings, error);
+  if (status == CML_OK) status = cml_backings(call, names, hints, &backings, error);
   if (status != CML_OK) return status;
   prediction->outputs = [names retain];
   prediction->backings = [backings retain];
@@ -526,7 +526,7 @@ static CmlStatus cml_prediction_begin(CmlPrediction *prediction, CmlError **erro
   if (call->state == NULL) {
     CML_IF_OS(14, 0, 17.0) {
       [model predictionFromFeatures:inputs
-                            options:options
+                            options:hints
                   completionHandler:^(id<MLFeatureProvider> given, NSError *cause) {
                     cml_prediction_end(prediction, given, cause);
                   }];
@@ -537,7 +537,7 @@ static CmlStatus cml_prediction_begin(CmlPrediction *prediction, CmlError **erro
   CML_IF_OS(15, 0, 18.0) {
     [model predictionFromFeatures:inputs
                        usingState:(MLState *)call->state->state
-                          options:options
+                          options:hints
                 completionHandler:^(id<MLFeatureProvider> given, NSError *cause) {
                   cml_prediction_end(prediction, given, cause);
                 }];

@@ -11,6 +11,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -30,24 +34,36 @@ pub(crate) fn run(root: &Path, known: Option<&Path>) -> Result<()> {
     let mut report = Report::default();
     report.step("the header is C11, C++17 and Objective-C, without a warning", || check_header(&shim))?;
     report.step("every call and number is in Apple's headers", || check_calls(&shim, &shim.sources()))?;
-    report.step("clang's analyzer finds no leak and no over-release", || analyze(&shim, &shim.sources()))?;
     let plain = report.step("it compiles with -Wall -Wextra -Werror", || shim.build(Sanitizer::None))?;
     let address = report.step("... and with AddressSanitizer", || shim.build(Sanitizer::Address))?;
-    // At once: each waits, for releases and answers that come late, most of its time.
-    report.step("the driver passes, plain, under AddressSanitizer and with zombies", || {
+    // At once: drivers wait, for releases and answers that come late, most of their time.
+    let both = "clang's analyzer finds no leak and no over-release; the driver passes, plain, under AddressSanitizer \
+                and with zombies";
+    report.step(both, || {
         let ways = [(&plain, Way::Plain), (&address, Way::Address), (&plain, Way::Zombies)];
         std::thread::scope(|scope| {
             let running = ways.map(|(driver, way)| scope.spawn(move || drive(driver, way, "").map(drop)));
-            running.into_iter().try_for_each(|one| one.join().expect("driving does not panic"))
+            let analyzed = analyze(&shim, &shim.sources());
+            running.into_iter().try_for_each(|one| one.join().expect("driving does not panic"))?;
+            analyzed
         })
     })?;
     report.step("the suite of all bridges passes on the shim, on the engine and on the fake", || {
         check_suite(root).map(drop)
     })?;
-    for plant in PLANTS {
-        let title = format!("planted: {} ({})", plant.name, plant.caught_by.name());
-        report.step(&title, || plant.must_be_caught(&shim, &plain, &address))?;
-    }
+    let caught = Mutex::new(Vec::new());
+    report.step("each planted fault is caught", || {
+        side_by_side(PLANTS, |worker, plant| {
+            let start = Instant::now();
+            let title = format!("planted: {} ({})", plant.name, plant.caught_by.name());
+            let folder = shim.work.join(format!("planted-{worker}"));
+            let outcome = plant.must_be_caught(&shim, &plain, &address, &folder);
+            outcome.with_context(|| title.clone())?;
+            caught.lock().unwrap_or_else(PoisonError::into_inner).push((title, start.elapsed()));
+            Ok(())
+        })
+    })?;
+    report.rows.extend(caught.into_inner().unwrap_or_else(PoisonError::into_inner));
     report.print();
     Ok(())
 }
@@ -233,15 +249,11 @@ fn analyze(shim: &Shim, sources: &[PathBuf]) -> Result<()> {
         command.args(["-Xclang", "-analyzer-werror", "-Xclang", "-analyzer-output=text"]);
         output(command.arg(source).args(["-o", "/dev/null"])).map(drop)
     };
-    // The slowest of the checks: two at a time.
-    for pair in sources.chunks(2) {
-        std::thread::scope(|scope| {
-            let running: Vec<_> =
-                pair.iter().map(|source| scope.spawn(move || analyze_one(source))).collect();
-            running.into_iter().try_for_each(|one| one.join().expect("the analysis does not panic"))
-        })?;
-    }
-    Ok(())
+    // The slowest of the checks; the longest first, so that none is left for the end.
+    let length = |source: &PathBuf| fs::metadata(source).map_or(0, |about| about.len());
+    let mut sources = sources.to_vec();
+    sources.sort_by_key(|source| std::cmp::Reverse(length(source)));
+    side_by_side(&sources, |_, source| analyze_one(source))
 }
 
 // ---- driving ----
@@ -729,7 +741,11 @@ const PLANTS: &[Plant] = &[
         caught_by: CaughtBy::Address,
         tests: "predict_async",
         says: "heap-use-after-free",
-        edits: &[("src/cml_predict.m", "    cml_value_retain(inputs[i]);\n", "")],
+        edits: &[(
+            "src/cml_predict.m",
+            "    cml_value_retain(prediction->values[i]);\n",
+            "    if (i >= call.n_inputs) cml_value_retain(prediction->values[i]);\n",
+        )],
     },
     Plant {
         name: "a cancelled load ends twice",
@@ -1030,6 +1046,63 @@ const PLANTS: &[Plant] = &[
         edits: &[("src/cml_model.m", "    if (made) cml_remove(compiled);\n", "")],
     },
     Plant {
+        name: "a plan is asked of a system that has none",
+        caught_by: CaughtBy::Driver,
+        tests: "structure",
+        says: "14.4",
+        edits: &[
+            (
+                "src/cml_structure.m",
+                "    if (!can) return cml_fail_os(error, \"a compute plan\", \"macOS 14.4 or iOS 17.4\");\n",
+                "    (void)can;\n",
+            ),
+            (
+                "src/cml_structure.m",
+                "static CmlStatus cml_plan_of(NSString *compiled, MLModelConfiguration *settings, CmlJson *json, \
+             CmlError **error) {\n  CML_IF_OS(14, 4, 17.4) {",
+                "static CmlStatus cml_plan_of(NSString *compiled, MLModelConfiguration *settings, CmlJson *json, \
+             CmlError **error) {\n  CML_IF_OS(11, 0, 14.0) {",
+            ),
+        ],
+    },
+    Plant {
+        name: "an answer is freed with its waiter",
+        caught_by: CaughtBy::Address,
+        tests: "structure",
+        says: "cml_answer",
+        edits: &[("src/cml_model.m", "  bool last = --answer->holders == 0;", "  bool last = true;")],
+    },
+    Plant {
+        name: "a hint is ignored",
+        caught_by: CaughtBy::Driver,
+        tests: "configuration",
+        says: "specialization",
+        edits: &[(
+            "src/cml_model.m",
+            "      hints.specializationStrategy = (MLSpecializationStrategy)strategy;\n",
+            "",
+        )],
+    },
+    Plant {
+        name: "an asynchronous prediction does not keep its backings",
+        caught_by: CaughtBy::Address,
+        tests: "backings",
+        says: "heap-use-after-free",
+        edits: &[
+            (
+                "src/cml_predict.m",
+                "    cml_value_retain(prediction->values[i]);\n",
+                "    if (i < call.n_inputs) cml_value_retain(prediction->values[i]);\n",
+            ),
+            (
+                "src/cml_predict.m",
+                "  for (size_t i = 0; i < n_values; i++) cml_value_release(prediction->values[i]);",
+                "  for (size_t i = 0; i < call->n_inputs; i++) cml_value_release(prediction->values[i]);\n  \
+                 (void)n_values;",
+            ),
+        ],
+    },
+    Plant {
         name: "memory that is no object is leaked",
         caught_by: CaughtBy::Driver,
         tests: "soak",
@@ -1050,11 +1123,10 @@ const PLANTS: &[Plant] = &[
 ];
 
 impl Plant {
-    fn must_be_caught(&self, shim: &Shim, plain: &Driver, address: &Driver) -> Result<()> {
-        let folder = shim.work.join("planted");
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder)?;
-        let said = match self.said(shim, plain, address, &folder) {
+    fn must_be_caught(&self, shim: &Shim, plain: &Driver, address: &Driver, folder: &Path) -> Result<()> {
+        let _ = fs::remove_dir_all(folder);
+        fs::create_dir_all(folder)?;
+        let said = match self.said(shim, plain, address, folder) {
             Ok(_) => bail!("the planted fault survived"),
             Err(error) => match error.downcast::<Failed>() {
                 Ok(failed) => failed.0,
@@ -1154,6 +1226,24 @@ impl Plant {
 }
 
 // ---- small things ----
+
+/// Runs `work` on every item, as many at once as there are cores, with the number of the worker; stops at the first failure.
+fn side_by_side<T: Sync>(items: &[T], work: impl Fn(usize, &T) -> Result<()> + Sync) -> Result<()> {
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
+    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let run = |worker: usize| -> Result<()> {
+        while !failed.load(Ordering::Relaxed) {
+            let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+            work(worker, item).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
+        }
+        Ok(())
+    };
+    let run = &run;
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..workers).map(|worker| scope.spawn(move || run(worker))).collect();
+        running.into_iter().try_for_each(|one| one.join().expect("a worker does not panic"))
+    })
+}
 
 /// A program that ran and failed, with all it said.
 #[derive(Debug)]
