@@ -10,10 +10,6 @@
 _Static_assert((int)MLComputeUnitsCPUOnly == CML_COMPUTE_CPU_ONLY, "rule 10");
 _Static_assert((int)MLComputeUnitsCPUAndGPU == CML_COMPUTE_CPU_AND_GPU, "rule 10");
 _Static_assert((int)MLComputeUnitsAll == CML_COMPUTE_ALL, "rule 10");
-_Static_assert((int)MLReshapeFrequencyHintFrequent == CML_RESHAPE_FREQUENT, "rule 10");
-_Static_assert((int)MLReshapeFrequencyHintInfrequent == CML_RESHAPE_INFREQUENT, "rule 10");
-_Static_assert((int)MLSpecializationStrategyDefault == CML_SPECIALIZATION_DEFAULT, "rule 10");
-_Static_assert((int)MLSpecializationStrategyFastPrediction == CML_SPECIALIZATION_FAST_PREDICTION, "rule 10");
 
 /* ---- paths ---- */
 
@@ -206,9 +202,13 @@ static CmlStatus cml_hint(CmlReshapeFrequency reshape, CmlSpecialization strateg
   if (reshape == CML_RESHAPE_FREQUENT && strategy == CML_SPECIALIZATION_DEFAULT) return CML_OK;
   bool hinted = false, specialized = strategy == CML_SPECIALIZATION_DEFAULT;
   CML_IF_OS(14, 4, 17.4) {
+    _Static_assert((int)MLReshapeFrequencyHintFrequent == CML_RESHAPE_FREQUENT, "rule 10");
+    _Static_assert((int)MLReshapeFrequencyHintInfrequent == CML_RESHAPE_INFREQUENT, "rule 10");
     MLOptimizationHints *hints = [[[MLOptimizationHints alloc] init] autorelease];
     hints.reshapeFrequency = (MLReshapeFrequencyHint)reshape;
     CML_IF_OS(15, 0, 18.0) {
+      _Static_assert((int)MLSpecializationStrategyDefault == CML_SPECIALIZATION_DEFAULT, "rule 10");
+      _Static_assert((int)MLSpecializationStrategyFastPrediction == CML_SPECIALIZATION_FAST_PREDICTION, "rule 10");
       hints.specializationStrategy = (MLSpecializationStrategy)strategy;
       specialized = true;
     }

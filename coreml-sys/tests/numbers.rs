@@ -11,6 +11,12 @@ fn compute_units_have_apples_numbers() {
 }
 
 #[test]
+fn hints_have_apples_numbers() {
+    assert_eq!([CML_RESHAPE_FREQUENT, CML_RESHAPE_INFREQUENT], [0, 1]);
+    assert_eq!([CML_SPECIALIZATION_DEFAULT, CML_SPECIALIZATION_FAST_PREDICTION], [0, 1]);
+}
+
+#[test]
 fn dtypes_have_apples_numbers() {
     assert_eq!(CML_DTYPE_FLOAT16, 0x10000 | 16);
     assert_eq!(CML_DTYPE_FLOAT32, 0x10000 | 32);
