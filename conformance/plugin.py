@@ -136,14 +136,26 @@ def _identity(item):
     return item.nodeid.split("site-packages/")[-1]
 
 
+def _hash(item):
+    return zlib.crc32(_identity(item).encode())
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     sample = os.environ.get("CONFORMANCE_SAMPLE")
-    if not sample:
-        return
-    least, modulus = (int(number) for number in sample.split("/"))
-    kept = [item for item in items if zlib.crc32(_identity(item).encode()) % modulus < least]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    kept = items[:]
+    if sample:
+        least, modulus = (int(number) for number in sample.split("/"))
+        kept = [item for item in items if _hash(item) % modulus < least]
+    if CORPUS:
+        # A corpus wants every test of the sample once for each kind of model and opset, rather than one test often.
+        first = {}
+        for item in sorted(kept, key=_hash):
+            first.setdefault(record.stratum(_identity(item)), item)
+        chosen = {id(item) for item in first.values()}
+        kept = [item for item in kept if id(item) in chosen]
+    chosen = {id(item) for item in kept}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
     items[:] = kept
 
 

@@ -1,7 +1,7 @@
 """Records cases of coremltools' tests that passed, for `coreml-engine/tests/conformance.rs` to replay without Python.
 
-A line of JSON holds a whole small model, its inputs and the outputs that the test found right. At most two cases of one test and
-kind of model are kept, and none that is large, random or has images.
+A line of JSON holds a whole small model, its inputs and the outputs that the test found right. One case of a test, kind of
+model and opset is kept, and none that is large, random or has images.
 """
 
 import base64
@@ -12,7 +12,7 @@ import re
 import numpy as np
 
 LARGEST = 16_000
-EACH = 2
+EACH = 1
 _kept = {}
 
 
@@ -52,11 +52,17 @@ def read(path):
     return contents
 
 
-def keep(folder, identity, recorded):
-    """Appends the first of the predictions of a test that passed."""
+def stratum(identity):
+    """What cases of a test have in common: its name, the op where that is a parameter, and the kind of model, precision and opset."""
     name = re.sub(r"\[.*", "", identity)
     backend = re.search(r"backend='(\w+)', precision='(\w+)', opset_version=<?(?:AvailableTarget\.)?(\w+)", identity)
-    key = (name, backend.groups() if backend else None)
+    mode = re.search(r"-(?:mode|op_name)='?(\w+)", identity)
+    return (name, backend.groups() if backend else None, mode and mode[1])
+
+
+def keep(folder, identity, recorded):
+    """Appends the first of the predictions of a test that passed."""
+    key = stratum(identity)
     if not recorded or _kept.get(key, 0) >= EACH or re.search("random|categorical|bernoulli|dropout", identity.lower()):
         return
     files, function, inputs, outputs = recorded[0]

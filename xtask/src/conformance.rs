@@ -337,7 +337,7 @@ fn suite(
 /// The most that the corpus may hold.
 const CORPUS_BYTES: usize = 25 << 20;
 
-/// Merges what the workers recorded into one file for each folder of tests, in the order of the tests' names.
+/// Merges what the workers recorded, and what is there, into one file for each folder of tests, in the order of the tests' names.
 fn record(recorded: &Path, corpus: &Path) -> anyhow::Result<()> {
     #[derive(Deserialize)]
     struct Named {
@@ -345,21 +345,32 @@ fn record(recorded: &Path, corpus: &Path) -> anyhow::Result<()> {
     }
 
     let mut files: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(recorded).context("nothing was recorded")? {
-        for line in std::fs::read_to_string(entry?.path())?.lines() {
+    std::fs::create_dir_all(corpus)?;
+    // What earlier runs recorded stays: samples add up. A case that ran again is replaced.
+    let entries = [corpus, recorded].map(std::fs::read_dir);
+    for entry in entries
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()
+        .context("nothing was recorded")?
+        .into_iter()
+        .flatten()
+    {
+        let path = entry?.path();
+        if path.extension() != Some("jsonl".as_ref()) {
+            continue;
+        }
+        for line in std::fs::read_to_string(path)?.lines() {
             let Named { id } = serde_json::from_str(line)?;
             let file = id.split("::").next().unwrap_or(&id).trim_start_matches("coremltools/");
             let folder = file.rsplit_once('/').map_or(file, |(folder, _)| folder).replace('/', "-");
-            bytes += line.len() + 1;
             files.entry(folder).or_default().insert(id, line.to_owned());
         }
     }
+    let bytes: usize = files.values().flat_map(BTreeMap::values).map(|line| line.len() + 1).sum();
     ensure!(
         bytes <= CORPUS_BYTES,
         "{bytes} bytes were recorded, more than {CORPUS_BYTES}: take a smaller sample"
     );
-    std::fs::create_dir_all(corpus)?;
     for (folder, cases) in &files {
         let mut text = cases.values().cloned().collect::<Vec<_>>().join("\n");
         text.push('\n');
@@ -452,6 +463,22 @@ mod tests {
         let text = "x.mlmodel: op `lstm` that makes `y` cannot be prepared: unknown op in opset iOS18";
         assert_eq!(refusal(&case("a", "failed", &[text])).as_deref(), Some("lstm"));
         assert_eq!(refusal(&case("a", "failed", &["out of range"])), None);
+    }
+
+    #[test]
+    fn recording_adds_to_the_corpus_and_replaces_a_case_that_ran_again() {
+        let folder = std::env::temp_dir().join(format!("coreml-record-{}", std::process::id()));
+        let (recorded, corpus) = (folder.join("recorded"), folder.join("corpus"));
+        std::fs::create_dir_all(&recorded).unwrap();
+        let line =
+            |id: &str, spec: &str| format!("{{\"id\": \"coremltools/a/b/{id}\", \"spec\": \"{spec}\"}}\n");
+        std::fs::write(recorded.join("main.jsonl"), line("t.py::x", "1") + &line("t.py::y", "1")).unwrap();
+        record(&recorded, &corpus).unwrap();
+        std::fs::write(recorded.join("main.jsonl"), line("t.py::y", "2") + &line("s.py::z", "2")).unwrap();
+        record(&recorded, &corpus).unwrap();
+        let text = std::fs::read_to_string(corpus.join("a-b.jsonl")).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(text, line("s.py::z", "2") + &line("t.py::x", "1") + &line("t.py::y", "2"));
     }
 
     #[test]
