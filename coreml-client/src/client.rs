@@ -1,3 +1,4 @@
+use std::any::TypeId;
 use std::fmt;
 use std::future::Future;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -18,8 +19,8 @@ use crate::tokens::Tokens;
 use crate::version::{Denied, Retry, Service};
 use crate::{
     CompiledCache, ComputeUnit, Error, Inference, InferenceMessage, InferenceRequest, Limits, Load,
-    MemoryPressure, ModelSource, Permit, Pinned, Priority, Refused, Report, Result, Serial, Shutdown, Stats,
-    Swap,
+    MemoryPressure, ModelSource, Permit, Pinned, Priority, Refused, Report, Request, Result, Serial,
+    Shutdown, Stats, Swap,
 };
 
 /// Runs Core ML models for any number of tasks and threads.
@@ -405,9 +406,49 @@ impl ModelClient {
         version.description().map(Arc::clone).ok_or(Error::ModelNotFound { model_ref })
     }
 
+    /// Puts a value beside a model, for crates that know more of it than the client does: its tokenizer, its labels. It stays
+    /// until the model is unloaded, through swaps and evictions; a second one of a type replaces the first.
+    ///
+    /// The value must not own a client of the same runtime, which could never end then.
+    ///
+    /// # Errors
+    /// [`Error::ModelNotFound`], [`Error::ShutDown`].
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// struct Labels(Vec<String>);
+    ///
+    /// let labels = (0..10).map(|digit| digit.to_string()).collect();
+    /// client.attach(model_ref, std::sync::Arc::new(Labels(labels)))?;
+    /// let labels = client.attached::<Labels>(model_ref)?.expect("put there above");
+    /// assert_eq!(labels.0[7], "7");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn attach<T: Send + Sync + 'static>(&self, model_ref: ModelRef, value: Arc<T>) -> Result<()> {
+        self.runtime().attach(model_ref, TypeId::of::<T>(), value)
+    }
+
+    /// What was [attached](Self::attach) to a model, by its type.
+    ///
+    /// # Errors
+    /// [`Error::ModelNotFound`], [`Error::ShutDown`].
+    ///
+    /// See [`attach`](Self::attach) for an example.
+    pub fn attached<T: Send + Sync + 'static>(&self, model_ref: ModelRef) -> Result<Option<Arc<T>>> {
+        let found = self.runtime().attached(model_ref, TypeId::of::<T>())?;
+        // By its type it was put there.
+        Ok(found.and_then(|value| value.downcast().ok()))
+    }
+
     /// Makes a prediction: waits for room in the model's queue if that is full, for its turn, and for the result.
     ///
     /// The future borrows nothing, may be awaited on any executor, and hands the request in when it is first polled.
+    /// Other crates can have [requests of their own](Request), such as prompts for language models; what follows is of
+    /// [`InferenceRequest`], whose answer is an [`Inference`].
     ///
     /// # Errors
     /// The future resolves to
@@ -422,7 +463,11 @@ impl ModelClient {
     /// Dropping the future gives the request up, see [`Inference`].
     ///
     /// See the [crate's documentation](crate) for an example.
-    pub fn enqueue_inference(&self, request: InferenceRequest) -> Inference {
+    pub fn enqueue_inference<R: Request>(&self, request: R) -> R::Answer {
+        request.ask(self)
+    }
+
+    pub(crate) fn inference(&self, request: InferenceRequest) -> Inference {
         Inference::new(Arc::clone(self.runtime()), request)
     }
 

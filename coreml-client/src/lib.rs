@@ -79,13 +79,14 @@
 //! |---|---|
 //! | make a client | [`ModelClient::new`] for the process's runtime, [`ModelClient::builder`] ([`ModelClientBuilder`]) for one with limits of its own |
 //! | load a model | [`load`](ModelClient::load) ([`Load`], [`LoadStage`], [`ModelSource`]), in short [`load_model`], [`load_model_async`] and their forms [`with`](ModelClient::load_model_with_async) a [`Config`]; [`unload`](ModelClient::unload), [`description`](ModelClient::description) |
-//! | ask it | [`enqueue_inference`](ModelClient::enqueue_inference) ([`InferenceRequest`] in, [`Inference`] to await, [`InferenceResult`] out); [`Priority`], [`deadline`](InferenceRequest::deadline) |
+//! | ask it | [`enqueue_inference`](ModelClient::enqueue_inference) ([`InferenceRequest`] in, [`Inference`] to await, [`InferenceResult`] out, or a [`Request`] of another crate's); [`Priority`], [`deadline`](InferenceRequest::deadline) |
 //! | ask without waiting for room | [`try_enqueue`](ModelClient::try_enqueue) ([`Refused`]), [`try_send`](ModelClient::try_send) ([`InferenceMessage`]) |
 //! | take a place first, build the inputs then | [`reserve`](ModelClient::reserve) ([`Permit`]) |
 //! | make several predictions in a row, or many in one | [`Procedure`]; [`Batching`] |
 //! | replace a model under load | [`swap`](ModelClient::swap) ([`Swap`], [`Trial`]), [`rollback`](ModelClient::rollback) |
 //! | bound memory | [`memory_budget`](ModelClientBuilder::memory_budget), [`pin`](ModelClient::pin) and [`load_pinned`](ModelClient::load_pinned) ([`Pinned`]), [`set_memory`](ModelClient::set_memory), [`set_memory_pressure`](ModelClient::set_memory_pressure) ([`MemoryPressure`]) |
 //! | bound what runs at once | [`threads`](ModelClientBuilder::threads), [`max_concurrent`](ModelClientBuilder::max_concurrent) ([`ComputeUnit`]), [`serialize`](ModelClientBuilder::serialize) ([`Serial`]) |
+//! | let crates above know a model by its reference | [`attach`](ModelClient::attach), [`attached`](ModelClient::attached) |
 //! | compile once | [`compiled_cache`](ModelClientBuilder::compiled_cache) ([`CompiledCache`]) |
 //! | watch | [`stats`](ModelClient::stats) ([`Stats`], [`ModelStats`], [`WorkerStats`], [`Outcomes`], [`Latencies`], [`ModelCounts`]); features `metrics`, `tracing`, `serde`, and `monitor` for `coreml top` |
 //! | stop | [`shutdown`](ModelClient::shutdown) ([`Shutdown`], [`Report`]) |
@@ -136,7 +137,9 @@ pub use memory::MemoryPressure;
 pub(crate) use mutants::mutant;
 pub use permit::{Permit, Pinned};
 pub use priority::Priority;
-pub use request::{InferenceMessage, InferenceRequest, InferenceResult, InferenceTimings, Procedure};
+pub use request::{
+    InferenceMessage, InferenceRequest, InferenceResult, InferenceTimings, Procedure, Request,
+};
 pub use shutdown::{Report, Shutdown};
 pub use source::{Batching, LoadStage, ModelSource};
 pub use stats::{Latencies, ModelCounts, ModelStats, Outcomes, Stats, WorkerState, WorkerStats};

@@ -6,7 +6,7 @@ use coreml_bridge::{CoreMlHandle, Features, ModelRef};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::{Priority, Result};
+use crate::{ModelClient, Priority, Result};
 
 /// One prediction to be made.
 ///
@@ -92,6 +92,60 @@ impl InferenceRequest {
     pub fn wanted<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.wanted = names.into_iter().map(Into::into).collect();
         self
+    }
+}
+
+/// What a client can be asked, see [`ModelClient::enqueue_inference`]: one prediction, or what another crate makes of several.
+///
+/// ```
+/// use std::pin::Pin;
+///
+/// use coreml_client::{Error, Features, InferenceRequest, ModelClient, ModelRef, Request, Tensor};
+///
+/// /// A drawing, to be read as a digit.
+/// struct Read {
+///     model_ref: ModelRef,
+///     pixels: Vec<f32>,
+/// }
+///
+/// impl Request for Read {
+///     type Answer = Pin<Box<dyn Future<Output = Result<usize, Error>> + Send>>;
+///
+///     fn ask(self, client: &ModelClient) -> Self::Answer {
+///         let image = Tensor::from_vec(&[1, 1, 8, 8], self.pixels).expect("64 pixels");
+///         let request = InferenceRequest::new(self.model_ref, Features::new().with("image", image));
+///         let inference = client.enqueue_inference(request);
+///         Box::pin(async move {
+///             let outputs = inference.await?.outputs;
+///             let likely = outputs.tensor("probabilities").unwrap().to_vec::<f32>().unwrap();
+///             Ok((0..likely.len()).max_by(|&a, &b| likely[a].total_cmp(&likely[b])).unwrap())
+///         })
+///     }
+/// }
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+/// let client = ModelClient::builder().build();
+/// let model_ref = client.load(path).await?;
+/// let digit = client.enqueue_inference(Read { model_ref, pixels: vec![0.5; 64] }).await?;
+/// assert!(digit < 10);
+/// # Ok::<(), Error>(())
+/// # }).unwrap();
+/// ```
+pub trait Request {
+    /// The future of the answer. Like [`Inference`](crate::Inference) it should borrow nothing, do nothing before it is polled, and
+    /// give the request up when it is dropped.
+    type Answer: Future;
+
+    /// Begins to ask.
+    fn ask(self, client: &ModelClient) -> Self::Answer;
+}
+
+impl Request for InferenceRequest {
+    type Answer = crate::Inference;
+
+    fn ask(self, client: &ModelClient) -> Self::Answer {
+        client.inference(self)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the clients of one runtime share: the models, the loads under way, and the end of it all.
 
+use std::any::{Any, TypeId};
 use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io;
@@ -148,13 +149,24 @@ struct Model {
     kept: Option<Arc<Version>>,
     swapping: bool,
     pins: usize,
+    /// What crates above have put there, by its type.
+    attached: HashMap<TypeId, Attachment>,
     /// For predictions that exclude each other.
     one: Arc<Tokens>,
 }
 
+type Attachment = Arc<dyn Any + Send + Sync>;
+
 impl Model {
     fn new() -> Self {
-        Self { numbers: 0, kept: None, swapping: false, pins: 0, one: Tokens::one() }
+        Self {
+            numbers: 0,
+            kept: None,
+            swapping: false,
+            pins: 0,
+            attached: HashMap::new(),
+            one: Tokens::one(),
+        }
     }
 }
 
@@ -265,9 +277,13 @@ impl Runtime {
                 return Err(self.absent(model_ref));
             };
             state.loaded.retain(|_, loaded| *loaded != model_ref);
-            let kept = state.models.remove(&model_ref).and_then(|model| model.kept);
+            let model = state.models.remove(&model_ref);
+            let (kept, attached) = model.map_or_else(Default::default, |model| (model.kept, model.attached));
             let versions: Vec<_> = std::iter::once(version).chain(kept).collect();
             state.retiring.extend(versions.iter().map(Arc::clone));
+            drop(state);
+            // Code of others, without the lock.
+            drop(attached);
             versions
         };
         for version in versions {
@@ -302,6 +318,24 @@ impl Runtime {
             model.pins = model.pins.saturating_sub(1);
         }
         self.changed.notify_all();
+    }
+
+    /// Puts a value beside a model, in the place of an earlier one of its type.
+    pub(crate) fn attach(&self, model_ref: ModelRef, kind: TypeId, value: Attachment) -> Result<()> {
+        let mut state = self.lock();
+        if !self.versions().contains_key(&model_ref) {
+            drop(state);
+            return Err(self.absent(model_ref));
+        }
+        let before = state.models.entry(model_ref).or_insert_with(Model::new).attached.insert(kind, value);
+        drop(state);
+        drop(before);
+        Ok(())
+    }
+
+    pub(crate) fn attached(&self, model_ref: ModelRef, kind: TypeId) -> Result<Option<Attachment>> {
+        self.version(model_ref)?;
+        Ok(self.lock().models.get(&model_ref).and_then(|model| model.attached.get(&kind)).map(Arc::clone))
     }
 
     // ---- loading ----

@@ -19,6 +19,7 @@ use coreml_bridge::{Config, Features};
 /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
 /// let client = ModelClient::builder().build();
 /// let source = ModelSource::new(path).default_timeout(Duration::from_secs(2)).memory(4 << 20);
+/// assert_eq!(source.path().file_name().unwrap(), "digits.mlpackage");
 /// let model_ref = client.load(source).await?;
 /// assert_eq!(client.stats().models[0].memory, 4 << 20);
 /// # drop(model_ref);
@@ -65,6 +66,11 @@ impl ModelSource {
     /// The model at a path (`.mlmodel`, `.mlpackage`, `.mlmodelc`), with the default configuration.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), config: Config::default(), options: Options::default() }
+    }
+
+    /// Where the model lies.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Sets where it runs, and which of its functions.

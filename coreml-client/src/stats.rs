@@ -103,7 +103,9 @@ impl std::iter::Sum for Outcomes {
 /// # let model_ref = client.load(path).await?;
 /// # let image = coreml_client::Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
 /// # let inputs = coreml_client::Features::new().with("image", image);
-/// use coreml_client::InferenceRequest;
+/// use std::time::Duration;
+///
+/// use coreml_client::{InferenceRequest, Latencies};
 ///
 /// for _ in 0..10 {
 ///     client.enqueue_inference(InferenceRequest::new(model_ref, inputs.clone())).await?;
@@ -113,26 +115,37 @@ impl std::iter::Sum for Outcomes {
 /// assert!(latencies.quantile(0.5) <= latencies.quantile(0.99) && latencies.mean() <= latencies.max());
 /// latencies.merge(&client.stats().models[0].queue_time);
 /// assert_eq!(latencies.count(), 20);
+///
+/// let mut others = Latencies::new();
+/// others.record(Duration::from_millis(3));
+/// assert!(others.quantile(0.5) >= Duration::from_millis(3));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// # }).unwrap();
 /// ```
 #[derive(Clone, PartialEq)]
 pub struct Latencies(Histogram<u64>);
 
+impl Default for Latencies {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Latencies {
     /// In nanoseconds: with a coarser unit, the three digits would begin only well above a microsecond.
     const LOW: u64 = 1;
     const HIGH: u64 = 3_600_000_000_000;
 
-    pub(crate) fn new() -> Self {
+    /// None so far.
+    pub fn new() -> Self {
         match Histogram::new_with_bounds(Self::LOW, Self::HIGH, 3) {
             Ok(histogram) => Self(histogram),
             Err(error) => unreachable!("the bounds are constants and valid: {error}"),
         }
     }
 
-    /// What lies outside the range counts as its nearest bound.
-    pub(crate) fn record(&mut self, duration: Duration) {
+    /// Adds one; what is shorter than a nanosecond or longer than an hour counts as that.
+    pub fn record(&mut self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(Self::HIGH);
         self.0.saturating_record(nanos.clamp(Self::LOW, Self::HIGH));
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use coreml_client::ModelClient;
-use coreml_text::{Generation, Sampling, TextModel, Tokenizer};
+use coreml_text::{Generation, Sampling, TextModel};
 use futures_util::StreamExt;
 
 /// Goes on with a text.
@@ -18,15 +18,9 @@ use futures_util::StreamExt;
 struct Arguments {
     /// How it begins.
     prompt: String,
-    /// A causal language model.
+    /// A causal language model, with its tokenizer.json and tokenizer_config.json beside it.
     #[arg(long, default_value_os_t = repository("models/handbook/handbook.mlpackage"))]
     model: PathBuf,
-    /// Its tokenizer.
-    #[arg(long, default_value_os_t = repository("models/handbook/tokenizer.json"))]
-    tokenizer: PathBuf,
-    /// The token that ends a text.
-    #[arg(long, default_value = "<|end|>")]
-    end: String,
     /// How much chance there is in it; 0: always the likeliest token.
     #[arg(long, default_value_t = 0.0)]
     temperature: f32,
@@ -41,10 +35,9 @@ fn repository(path: &str) -> PathBuf {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let Arguments { prompt, model, tokenizer, end, temperature, most } = Arguments::parse();
+    let Arguments { prompt, model, temperature, most } = Arguments::parse();
     let client = ModelClient::builder().threads(1).build();
-    let model_ref = client.load_model_async(model).await?;
-    let model = TextModel::new(&client, model_ref, Tokenizer::from_file(tokenizer)?, &[end.as_str()])?;
+    let model = TextModel::load(&client, model).await?;
 
     let sampling = Sampling { temperature, top_p: 0.95, ..Sampling::default() };
     let mut stream = model.generate(&prompt, Generation { most, sampling, ..Generation::default() })?;
@@ -53,8 +46,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         print!("{}", piece?.text);
         std::io::stdout().flush()?;
     }
-    if let Some((reason, timings)) = stream.finish() {
-        println!("\n\n{reason:?}: {} tokens, {:.0} per second", timings.tokens, timings.tokens_per_second());
+    if let Some((reason, _)) = stream.finish() {
+        println!("\n\n{reason:?}\n{}", model.stats());
     }
     Ok(())
 }

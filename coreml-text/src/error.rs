@@ -10,6 +10,20 @@ pub enum TextError {
     /// There is no tokenizer, or it failed.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// The file beside the tokenizer that names its special tokens is wrong.
+    #[error("{} cannot be used", path.display())]
+    TokenizerConfig {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A prompt for a model without a tokenizer.
+    #[error("{model_ref} takes no prompts: it was not loaded with a tokenizer")]
+    NotText {
+        /// The model.
+        model_ref: coreml_client::ModelRef,
+    },
     /// The tokenizer has no such token.
     #[error("the tokenizer knows no token `{token}`")]
     UnknownToken {

@@ -1,5 +1,6 @@
 //! Texts in the making: what is asked, what comes back, and one slice of the work on the inference thread.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coreml_bridge::CoreMlHandle;
@@ -10,6 +11,7 @@ use crate::constraint::Guide;
 use crate::layout::Causal;
 use crate::reader::Reader;
 use crate::sampling::Sampler;
+use crate::stats::Recorder;
 use crate::stop::{Passed, StopStrings};
 use crate::tokenizer::Decoder;
 use crate::{Constraint, Sampling, TextError};
@@ -140,7 +142,7 @@ const SLICE: usize = 16;
 /// A text in the making. Belongs to its stream; a slice of work borrows it.
 pub(crate) struct Text {
     pub(crate) model_ref: ModelRef,
-    pub(crate) layout: std::sync::Arc<Causal>,
+    pub(crate) layout: Arc<Causal>,
     pub(crate) tokens: Vec<u32>,
     pub(crate) prompt: usize,
     pub(crate) most: usize,
@@ -152,6 +154,9 @@ pub(crate) struct Text {
     pub(crate) stops: StopStrings,
     pub(crate) deadline: Option<Instant>,
     pub(crate) timings: TextTimings,
+    /// When the first slice was asked for.
+    pub(crate) asked: Option<Instant>,
+    pub(crate) recorder: Arc<Recorder>,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) over: bool,
     pub(crate) reason: Option<FinishReason>,
@@ -159,6 +164,14 @@ pub(crate) struct Text {
 }
 
 impl Text {
+    /// A slice is about to be asked for.
+    pub(crate) fn ask(&mut self) {
+        if self.asked.is_none() {
+            self.asked = Some(Instant::now());
+            self.recorder.record(|stats| stats.texts += 1);
+        }
+    }
+
     /// Goes on for a slice. An error of the model is the request's; one of ours is kept in `failed`.
     pub(crate) fn slice(&mut self, model: &CoreMlHandle) -> Result<(), coreml_bridge::Error> {
         let begin = Instant::now();
@@ -166,6 +179,10 @@ impl Text {
         if self.tokens.len() == self.prompt && self.timings == TextTimings::default() {
             self.timings.prompt_tokens = self.prompt;
             self.timings.reused_tokens = reader.len();
+            self.recorder.record(|stats| {
+                stats.prompt_tokens += self.prompt as u64;
+                stats.reused_tokens += reader.len() as u64;
+            });
         }
         let mut clock = begin;
         for _ in 0..SLICE {
@@ -174,6 +191,7 @@ impl Text {
             }
             let logits = reader.advance(model, &self.layout, &self.tokens)?;
             let is_prompt = self.tokens.len() == self.prompt;
+            let is_token = logits.is_some();
             if let Some(logits) = logits
                 && let Err(error) = self.token(&logits)
             {
@@ -181,8 +199,10 @@ impl Text {
                 self.over = true;
             }
             let now = Instant::now();
-            *(if is_prompt { &mut self.timings.prompt } else { &mut self.timings.decode }) += now - clock;
+            let took = now - clock;
             clock = now;
+            *(if is_prompt { &mut self.timings.prompt } else { &mut self.timings.decode }) += took;
+            self.record(is_prompt, is_token, took, now);
             if !self.over && is_prompt && self.is_late() {
                 self.over = true;
                 self.reason = Some(FinishReason::Deadline);
@@ -190,9 +210,24 @@ impl Text {
         }
         reader.keep();
         if let Some(reason) = self.reason.take() {
+            self.recorder.record(|stats| stats.finished += 1);
             let _ = self.events.send(Event::Finish(reason, self.timings));
         }
         Ok(())
+    }
+
+    /// After a chunk of the prompt, or after a token.
+    fn record(&self, is_prompt: bool, is_token: bool, took: Duration, now: Instant) {
+        self.recorder.record(|stats| {
+            stats.tokens += u64::from(is_token);
+            *(if is_prompt { &mut stats.prompt_time } else { &mut stats.decode_time }) += took;
+            match (is_token, is_prompt, self.asked) {
+                (true, true, Some(asked)) => stats.first_token.record(now - asked),
+                (true, false, _) => stats.token_time.record(took),
+                // A chunk of the prompt, or of what was lost and is read again.
+                _ => {}
+            }
+        });
     }
 
     /// Chooses a token and tells of it.

@@ -14,10 +14,12 @@ use crate::generation::{Event, Text};
 use crate::layout::Causal;
 use crate::reader::Reader;
 use crate::sampling::{Sampler, log_sum_exp};
+use crate::stats::Recorder;
 use crate::stop::StopStrings;
 use crate::tokenizer::Decoder;
 use crate::{
-    ChatTemplate, Completion, FinishReason, Generation, Message, Piece, TextError, TextTimings, Tokenizer,
+    ChatTemplate, Completion, FinishReason, Generation, Message, Piece, Session, TextError, TextStats,
+    TextTimings, Tokenizer,
 };
 
 /// A causal language model with its tokenizer: prompts in, text out.
@@ -32,15 +34,25 @@ use crate::{
 pub struct TextModel {
     client: ModelClient,
     model_ref: ModelRef,
+    parts: Arc<Parts>,
+}
+
+/// What a client keeps beside a model that takes prompts; it must not own the client.
+#[derive(Clone, Debug)]
+struct Parts {
     layout: Arc<Causal>,
     tokenizer: Tokenizer,
     template: Option<Arc<ChatTemplate>>,
     ends: Vec<u32>,
     grammars: Arc<Grammars>,
+    recorder: Arc<Recorder>,
 }
 
 impl TextModel {
     /// A model that `client` has loaded. `end` are the tokens that end a text, by their text, such as `</s>`.
+    ///
+    /// The client keeps all this beside the model, so [`PromptRequest`](crate::PromptRequest)s find it by the model's reference: what
+    /// was said last, until the model is unloaded.
     ///
     /// # Errors
     /// [`TextError::UnknownLayout`]; [`TextError::UnknownToken`] for an end that the tokenizer does not know;
@@ -57,22 +69,67 @@ impl TextModel {
             tokenizer.token(text).ok_or_else(|| TextError::UnknownToken { token: (*text).to_owned() })
         };
         let ends = end.iter().map(token).collect::<Result<_, _>>()?;
-        Ok(Self {
-            client: client.clone(),
-            model_ref,
+        let before = client.attached::<Parts>(model_ref)?;
+        let parts = Parts {
             layout: Arc::new(layout),
             tokenizer,
             template: None,
             ends,
             grammars: Arc::default(),
-        })
+            recorder: before.map_or_else(Arc::default, |before| Arc::clone(&before.recorder)),
+        };
+        Self::with_parts(client.clone(), model_ref, parts)
+    }
+
+    fn with_parts(client: ModelClient, model_ref: ModelRef, parts: Parts) -> Result<Self, TextError> {
+        let parts = Arc::new(parts);
+        client.attach(model_ref, Arc::clone(&parts))?;
+        Ok(Self { client, model_ref, parts })
+    }
+
+    /// The text model that was made last of a model, with this client or another of its runtime.
+    ///
+    /// # Errors
+    /// [`TextError::NotText`] if none was; [`TextError::Client`] if the model is not loaded.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/handbook/handbook.mlpackage");
+    /// use coreml_client::ModelClient;
+    /// use coreml_text::TextModel;
+    ///
+    /// let client = ModelClient::builder().threads(1).build();
+    /// let model_ref = client.load(path).await?;
+    /// assert!(TextModel::find(&client, model_ref).is_err());
+    /// let model_ref = TextModel::load(&client, path).await?.model_ref();
+    /// assert_eq!(TextModel::find(&client, model_ref)?.context(), 1024);
+    /// # Ok::<(), coreml_text::TextError>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn find(client: &ModelClient, model_ref: ModelRef) -> Result<Self, TextError> {
+        let parts = client.attached::<Parts>(model_ref)?.ok_or(TextError::NotText { model_ref })?;
+        Ok(Self { client: client.clone(), model_ref, parts })
     }
 
     /// With a template for conversations.
+    ///
+    /// # Errors
+    /// [`TextError::Client`] if the model is not loaded any more.
+    pub fn with_template(self, template: ChatTemplate) -> Result<Self, TextError> {
+        let parts = Parts { template: Some(Arc::new(template)), ..(*self.parts).clone() };
+        Self::with_parts(self.client, self.model_ref, parts)
+    }
+
+    /// What the model has done, see [`TextStats`].
     #[must_use]
-    pub fn with_template(mut self, template: ChatTemplate) -> Self {
-        self.template = Some(Arc::new(template));
-        self
+    pub fn stats(&self) -> TextStats {
+        self.parts.recorder.snapshot()
+    }
+
+    /// A text in turns, empty at first.
+    #[must_use]
+    pub fn session(&self) -> Session {
+        Session::new(self.clone())
     }
 
     /// The model.
@@ -84,13 +141,13 @@ impl TextModel {
     /// The tokenizer.
     #[must_use]
     pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+        &self.parts.tokenizer
     }
 
     /// The most tokens, prompt and answer together.
     #[must_use]
     pub fn context(&self) -> usize {
-        self.layout.context
+        self.parts.layout.context
     }
 
     /// Goes on with a text.
@@ -99,7 +156,7 @@ impl TextModel {
     /// [`TextError::PromptTooLong`], [`TextError::EmptyPrompt`]; [`TextError::Sampling`] and [`TextError::Constraint`] if the
     /// settings are wrong; [`TextError::Tokenizer`].
     pub fn generate(&self, prompt: &str, generation: Generation) -> Result<TextStream, TextError> {
-        self.start(self.tokenizer.encode(prompt)?, generation)
+        self.start(self.parts.tokenizer.encode(prompt)?, generation)
     }
 
     /// Answers a conversation.
@@ -107,9 +164,9 @@ impl TextModel {
     /// # Errors
     /// As [`generate`](Self::generate); [`TextError::NoTemplate`], [`TextError::Template`].
     pub fn chat(&self, messages: &[Message], generation: Generation) -> Result<TextStream, TextError> {
-        let template = self.template.as_ref().ok_or(TextError::NoTemplate)?;
+        let template = self.parts.template.as_ref().ok_or(TextError::NoTemplate)?;
         // The template has put special tokens where they belong.
-        self.start(self.tokenizer.encode_bare(&template.render(messages, true)?)?, generation)
+        self.start(self.parts.tokenizer.encode_bare(&template.render(messages, true)?)?, generation)
     }
 
     /// Goes on with tokens.
@@ -118,29 +175,32 @@ impl TextModel {
     /// As [`generate`](Self::generate).
     pub fn start(&self, prompt: Vec<u32>, generation: Generation) -> Result<TextStream, TextError> {
         self.check_prompt(prompt.len())?;
+        let Parts { layout, tokenizer, ends, grammars, recorder, template: _ } = &*self.parts;
         generation.sampling.check().map_err(|reason| TextError::Sampling { reason })?;
         let guide = match &generation.constraint {
             Some(constraint) => {
-                let end = *self.ends.first().ok_or(TextError::NoEnd)?;
-                Some(self.grammars.guide(constraint, &self.tokenizer, end)?)
+                let end = *ends.first().ok_or(TextError::NoEnd)?;
+                Some(grammars.guide(constraint, tokenizer, end)?)
             }
             None => None,
         };
         let (events, receiver) = unbounded_channel();
         let text = Text {
             model_ref: self.model_ref,
-            layout: Arc::clone(&self.layout),
+            layout: Arc::clone(layout),
             prompt: prompt.len(),
             tokens: prompt,
             most: generation.most,
-            ends: self.ends.clone(),
+            ends: ends.clone(),
             stop_tokens: generation.stop_tokens,
             sampler: Sampler::new(generation.sampling),
             guide,
-            decoder: Decoder::new(self.tokenizer.clone()),
+            decoder: Decoder::new(tokenizer.clone()),
             stops: StopStrings::new(generation.stop),
             deadline: generation.deadline,
             timings: TextTimings::default(),
+            asked: None,
+            recorder: Arc::clone(recorder),
             events,
             over: generation.most == 0,
             reason: None,
@@ -160,7 +220,7 @@ impl TextModel {
     }
 
     fn check_prompt(&self, found: usize) -> Result<(), TextError> {
-        let most = self.layout.context;
+        let most = self.context();
         match found {
             0 => Err(TextError::EmptyPrompt),
             _ if found >= most => Err(TextError::PromptTooLong { found, most: most.saturating_sub(1) }),
@@ -179,7 +239,7 @@ impl TextModel {
         choices: &[&str],
         options: &Generation,
     ) -> Result<Vec<f32>, TextError> {
-        self.choose_after(self.tokenizer.encode(prompt)?, choices, options).await
+        self.choose_after(self.tokenizer().encode(prompt)?, choices, options).await
     }
 
     /// As [`choose`](Self::choose), after tokens.
@@ -193,11 +253,11 @@ impl TextModel {
         options: &Generation,
     ) -> Result<Vec<f32>, TextError> {
         let choices =
-            choices.iter().map(|text| self.tokenizer.encode_bare(text)).collect::<Result<Vec<_>, _>>()?;
+            choices.iter().map(|text| self.tokenizer().encode_bare(text)).collect::<Result<Vec<_>, _>>()?;
         let longest = choices.iter().map(Vec::len).max().unwrap_or(0);
         self.check_prompt(prompt.len() + longest)?;
         let scores = Arc::new(Mutex::new(Vec::new()));
-        let (model_ref, layout, sink) = (self.model_ref, Arc::clone(&self.layout), Arc::clone(&scores));
+        let (model_ref, layout, sink) = (self.model_ref, Arc::clone(&self.parts.layout), Arc::clone(&scores));
         let score = Procedure::new(move |model, _| {
             let mut found = Vec::with_capacity(choices.len());
             for choice in &choices {
@@ -283,6 +343,7 @@ impl TextStream {
 
     fn next_slice(&self) -> Inference {
         let text = Arc::clone(&self.text);
+        text.lock().unwrap_or_else(PoisonError::into_inner).ask();
         let slice = Procedure::new(move |model, _| {
             // A slice that panicked has left the text as it was between two tokens.
             text.lock().unwrap_or_else(PoisonError::into_inner).slice(model)?;

@@ -4,8 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
-use coreml_client::ModelClient;
-use coreml_text::{Completion, Generation, TextModel, Tokenizer};
+use coreml_client::{Error, ModelClient};
+use coreml_text::{
+    Completion, FinishReason, Generation, Message, PromptRequest, TextError, TextModel, Tokenizer,
+    TokenizerError,
+};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -55,4 +58,122 @@ async fn four_texts_at_once_on_one_model_do_not_mix() {
     for (found, text) in futures_util::future::join_all(all).await.iter().zip(&texts) {
         assert_eq!(found.tokens, text.tokens, "{}: {}", text.prompt, found.text);
     }
+}
+
+#[tokio::test]
+async fn a_prompt_is_answered_as_the_model_itself_answers_it() {
+    let client = ModelClient::builder().threads(1).build();
+    let model = TextModel::load(&client, handbook().join("handbook.mlpackage")).await.unwrap();
+    let text = &texts()[0];
+    let generation = Generation { most: 24, ..Generation::default() };
+    let request = PromptRequest { generation, ..PromptRequest::new(model.model_ref(), &text.prompt) };
+    let result = client.enqueue_inference(request.clone()).await.unwrap();
+    assert_eq!(result.tokens, text.tokens[..24]);
+    assert_eq!((result.finish, result.timings.tokens), (FinishReason::Length, 24));
+    assert_eq!(model.tokenizer().decode(&result.tokens).unwrap(), result.text);
+
+    // Many at once, and one that is given up.
+    drop(client.enqueue_inference(request.clone()));
+    let all = (0..3).map(|_| client.enqueue_inference(request.clone()));
+    for again in futures_util::future::join_all(all).await {
+        assert_eq!(again.unwrap().tokens, result.tokens);
+    }
+    let stats = model.stats();
+    assert_eq!((stats.texts, stats.finished, stats.tokens), (4, 4, 96), "{stats}");
+    assert_eq!((stats.first_token.count(), stats.token_time.count()), (4, 92));
+    assert!(
+        stats.first_token.max() >= stats.token_time.quantile(0.0) && stats.tokens_per_second() > 0.0,
+        "{stats}"
+    );
+
+    // Through a swap the tokenizer stays with the model; when it is unloaded there is nothing to find.
+    client.swap(model.model_ref(), handbook().join("handbook.mlpackage").as_path()).await.unwrap();
+    assert_eq!(client.enqueue_inference(request.clone()).await.unwrap().tokens, result.tokens);
+    client.unload(model.model_ref()).unwrap();
+    let error = client.enqueue_inference(request).await.unwrap_err();
+    assert!(matches!(error, TextError::Client(Error::ModelNotFound { .. })), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_fork_goes_its_own_way_from_a_copy_of_what_was_read() {
+    let client = ModelClient::builder().threads(1).build();
+    let model = TextModel::load(&client, handbook().join("handbook.mlpackage")).await.unwrap();
+    let some = || Generation { most: 12, ..Generation::default() };
+    let mut session = model.session();
+    session
+        .push("The default value of this parameter is the name of the operating system user that runs the")
+        .unwrap();
+    let first = session.complete(some()).await.unwrap();
+    let mut fork = session.clone();
+    session.push(" The server").unwrap();
+    fork.push(" In Python").unwrap();
+    let (ours, theirs) = (session.complete(some()).await.unwrap(), fork.complete(some()).await.unwrap());
+    // What was read before the fork is not read again, in either.
+    for turn in [&ours, &theirs] {
+        let known = first.timings.prompt_tokens + first.tokens.len() - 1;
+        assert!(turn.timings.reused_tokens >= known, "{:?} of {known}", turn.timings);
+    }
+    // And each is what it would be alone.
+    for (session, turn) in [(&session, &ours), (&fork, &theirs)] {
+        let client = ModelClient::builder().threads(1).build();
+        let alone = TextModel::load(&client, handbook().join("handbook.mlpackage")).await.unwrap();
+        let before = session.tokens().len() - turn.tokens.len();
+        let text =
+            alone.start(session.tokens()[..before].to_vec(), some()).unwrap().complete().await.unwrap();
+        assert_eq!(text.tokens, turn.tokens);
+    }
+    assert_ne!(session.tokens(), fork.tokens());
+}
+
+/// Sets out the files of a text model as they are published: links, for the model is large.
+fn published(folder: &Path, files: &[(&str, &str)]) -> PathBuf {
+    let model = folder.join("model.mlpackage");
+    std::os::unix::fs::symlink(handbook().canonicalize().unwrap().join("handbook.mlpackage"), &model)
+        .unwrap();
+    for (name, content) in files {
+        std::fs::write(folder.join(name), content).unwrap();
+    }
+    model
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_the_files_beside_a_model_is_said() {
+    let client = ModelClient::builder().threads(1).build();
+    let tokenizer = std::fs::read_to_string(handbook().join("tokenizer.json")).unwrap();
+    let load = async |files: &[(&str, &str)]| {
+        let folder = tempfile::tempdir().unwrap();
+        TextModel::load(&client, published(folder.path(), files).as_path()).await
+    };
+    let missing = load(&[]).await.unwrap_err();
+    assert!(matches!(missing, TextError::Tokenizer(TokenizerError::Read { .. })), "{missing:?}");
+    assert!(missing.to_string().contains("tokenizer.json"), "{missing}");
+    let broken = load(&[("tokenizer.json", "{}")]).await.unwrap_err();
+    assert!(matches!(broken, TextError::Tokenizer(TokenizerError::Parse { .. })), "{broken:?}");
+    let config = load(&[("tokenizer.json", &tokenizer), ("tokenizer_config.json", "[1")]).await.unwrap_err();
+    assert!(matches!(config, TextError::TokenizerConfig { .. }), "{config:?}");
+    let unknown = r#"{"eos_token": {"content": "</s>", "special": true}}"#;
+    let unknown =
+        load(&[("tokenizer.json", &tokenizer), ("tokenizer_config.json", unknown)]).await.unwrap_err();
+    assert!(matches!(&unknown, TextError::UnknownToken { token } if token == "</s>"), "{unknown:?}");
+    let template =
+        load(&[("tokenizer.json", &tokenizer), ("chat_template.jinja", "{% for %}")]).await.unwrap_err();
+    assert!(matches!(template, TextError::Template(_)), "{template:?}");
+
+    // And what is right is used: the template of the configuration, with the tokens that it names.
+    let config = r#"{"eos_token": "<|end|>", "bos_token": null,
+        "chat_template": [{"name": "default", "template": "{{ messages[0].content }}{{ eos_token }}"}]}"#;
+    let model = load(&[("tokenizer.json", &tokenizer), ("tokenizer_config.json", config)]).await.unwrap();
+    let few = Generation { most: 2, ..Generation::default() };
+    let answer = model.chat(&[Message::user("Hi")], few).unwrap().complete().await.unwrap();
+    let prompt = model.tokenizer().encode_bare("Hi<|end|>").unwrap().len();
+    assert_eq!(answer.timings.prompt_tokens, prompt);
+
+    // No tokenizer, no prompts; and a prompt that leaves no room.
+    let bare = ModelClient::builder().threads(1).build();
+    let model_ref = bare.load(handbook().join("handbook.mlpackage")).await.unwrap();
+    let error = bare.enqueue_inference(PromptRequest::new(model_ref, "Hi")).await.unwrap_err();
+    assert!(matches!(error, TextError::NotText { .. }), "{error:?}");
+    let long = PromptRequest::new(model.model_ref(), "word ".repeat(2000));
+    let error = client.enqueue_inference(long).await.unwrap_err();
+    assert!(matches!(error, TextError::PromptTooLong { most: 1023, .. }), "{error:?}");
 }

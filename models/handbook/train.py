@@ -126,16 +126,15 @@ def train(data: Path, minutes: float, length: int, batch: int, total: int, peak:
         if step % 100 == 0:
             save()
         if step % 500 == 0:
-            print(f"  held out: perplexity {math.exp(held_out_loss(model, held_out, 512, 60_000)):.2f}", flush=True)
+            print(f"  held out: perplexity {math.exp(held_out_loss(model, held_out, length, 60_000)):.2f}", flush=True)
     save()
 
 
-def compare(data: Path) -> None:
+def compare(data: Path, length: int) -> None:
     ids, held_out = tokens(data, "train"), tokens(data, "held_out")
     model = Llama(Shape())
     saved = torch.load(data / "checkpoint.pt")
     model.load_state_dict(saved["model"])
-    length = 512
     windows = range(0, len(held_out) - length - 1, length // 2)
     loss = held_out_loss(model, held_out, length, len(held_out))
     grams = FiveGram(ids.numpy(), Shape.vocabulary)
@@ -164,8 +163,8 @@ def main() -> None:
     parser.add_argument("what", choices=("tokenizer", "model", "compare", "export"))
     parser.add_argument("data", type=Path)
     parser.add_argument("--minutes", type=float, default=120)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--length", type=int, default=512, help="tokens of a window, in training and in comparing")
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3000, help="of the whole training, over all runs")
     parser.add_argument("--rate", type=float, default=3e-3)
     arguments = parser.parse_args()
@@ -175,7 +174,7 @@ def main() -> None:
         case "model":
             train(arguments.data, arguments.minutes, arguments.length, arguments.batch, arguments.steps, arguments.rate)
         case "compare":
-            compare(arguments.data)
+            compare(arguments.data, arguments.length)
         case "export":
             export(arguments.data)
 
