@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use coreml_client::{ModelClient, ModelRef};
-use coreml_text::{ChatTemplate, Constraint, FinishReason, Generation, Sampling, TextModel, Tokenizer};
+use coreml_text::{ChatTemplate, Constraint, FinishReason, Generation, Sampling, TextModel};
 use futures_core::future::BoxFuture;
 
 use crate::prompt::{self, Frame};
@@ -42,14 +42,14 @@ const NO_WORK: &str = "N/A";
 const MOST_PRIORS: usize = 1_024;
 
 impl LanguageJudge {
-    /// A judge with reasons of at most 160 characters at temperature 1, and no template.
+    /// A judge with reasons of at most 160 characters at temperature 1, and the model's own template, if it has one.
     #[must_use]
     pub fn new(name: impl Into<String>, model: TextModel) -> Self {
         let (temperature, longest_reason) = (1.0, 160);
         Self { name: name.into(), model, template: None, temperature, longest_reason, priors: Arc::default() }
     }
 
-    /// For a model that follows instructions in a form of its own.
+    /// With another template.
     #[must_use]
     pub fn template(mut self, template: ChatTemplate) -> Self {
         self.template = Some(Arc::new(template));
@@ -89,7 +89,7 @@ impl LanguageJudge {
     }
 
     fn frame(&self, case: &Case<'_>) -> Result<Frame, JudgeError> {
-        Frame::new(&self.model, self.template.as_deref(), case)
+        Frame::new(&self.model, self.template.as_deref().or(self.model.template()), case)
     }
 
     /// Runs of passages that fit into the model, each with room for the answer.
@@ -239,49 +239,56 @@ impl Judge for LanguageJudge {
 
 /// One language model under a constitution: a tribunal of one.
 ///
-/// ```no_run
-/// use coreml_client::load_model_async;
-/// use coreml_judge::{Constitution, MistralJudge, Task};
-/// use coreml_text::Tokenizer;
+/// With the small model of the repository, whose interface is that of Apple's export of Mistral:
 ///
-/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-/// let model_ref = load_model_async("Mistral7B.mlpackage").await?;
-/// let tokenizer = Tokenizer::from_file("tokenizer.json")?;
-/// let judge = MistralJudge::new(model_ref, tokenizer, Constitution::from_file("constitution.toml")?)?;
+/// ```
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/handbook/handbook.mlpackage");
+/// use coreml_judge::{Constitution, MistralJudge, Rule, Task};
+///
+/// let model_ref = coreml_text::load_model_async(path).await?;
+/// let rule = Rule::new("says-what", "It says what is returned.");
+/// let judge = MistralJudge::new(model_ref, Constitution::new("Short", vec![rule])?)?.longest_reason(8);
 /// let verdict = judge.deliberate(&Task::new("Describe the function.", "It returns the length.")).await?;
 /// println!("{}", serde_json::to_string_pretty(&verdict)?);
-/// # Ok(())
-/// # }
+/// assert_eq!(verdict.rules[0].rule, "says-what");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
 /// ```
 #[derive(Clone, Debug)]
 pub struct MistralJudge {
-    tribunal: Tribunal,
+    judge: LanguageJudge,
+    constitution: Constitution,
+    deliberation: Deliberation,
 }
 
 impl MistralJudge {
-    /// A model that the process-wide client has loaded, and whose texts end with Mistral's `</s>`.
+    /// A text model that the process-wide client has, see [`coreml_text::load_model`].
     ///
     /// # Errors
-    /// As [`TextModel::new`].
-    pub fn new(
-        model_ref: ModelRef,
-        tokenizer: Tokenizer,
-        constitution: Constitution,
-    ) -> Result<Self, JudgeError> {
-        let model = TextModel::new(&ModelClient::new(), model_ref, tokenizer, &["</s>"])?;
+    /// As [`TextModel::find`].
+    pub fn new(model_ref: ModelRef, constitution: Constitution) -> Result<Self, JudgeError> {
+        let model = TextModel::find(&ModelClient::new(), model_ref)?;
         Ok(Self::from_judge(LanguageJudge::new("mistral", model), constitution))
     }
 
-    /// From a judge with a client, a template, or ends of its own.
+    /// From a judge with a client, a template, or a temperature of its own.
     #[must_use]
     pub fn from_judge(judge: LanguageJudge, constitution: Constitution) -> Self {
-        Self { tribunal: Tribunal::new(constitution).with(judge) }
+        Self { judge, constitution, deliberation: Deliberation::default() }
+    }
+
+    /// The most characters of a reason, see [`LanguageJudge::longest_reason`].
+    #[must_use]
+    pub fn longest_reason(mut self, characters: usize) -> Self {
+        self.judge = self.judge.longest_reason(characters);
+        self
     }
 
     /// Asks in another way.
     #[must_use]
     pub fn deliberation(mut self, deliberation: Deliberation) -> Self {
-        self.tribunal = self.tribunal.deliberation(deliberation);
+        self.deliberation = deliberation;
         self
     }
 
@@ -293,6 +300,7 @@ impl MistralJudge {
     /// # Cancel safety
     /// As [`Tribunal::deliberate`].
     pub async fn deliberate(&self, task: &Task) -> Result<Verdict, JudgeError> {
-        self.tribunal.deliberate(task).await
+        let tribunal = Tribunal::new(self.constitution.clone()).with(self.judge.clone());
+        tribunal.deliberation(self.deliberation.clone()).deliberate(task).await
     }
 }

@@ -120,6 +120,12 @@ impl TextModel {
         Self::with_parts(self.client, self.model_ref, parts)
     }
 
+    /// The template for conversations, if it was given one.
+    #[must_use]
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.parts.template.as_deref()
+    }
+
     /// What the model has done, see [`TextStats`].
     #[must_use]
     pub fn stats(&self) -> TextStats {
