@@ -46,6 +46,7 @@ const BOUNDS: &[(&str, f64)] = &[
     ("round trip/client", 1.3),
     ("throughput of 1 ms/client/1", 1.0 / 0.99),
     ("throughput of 1 ms/client/2", 1.0 / 0.99),
+    ("64 tokens/streamed", 1.05),
 ];
 
 /// Runs the benches.
@@ -65,7 +66,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let build = ["bench", "--quiet", "--package", "benches", "--no-run"];
     visible(plain(&build).current_dir(root))?;
     let client = ["bench", "--quiet", "--package", "benches", "--bench", "client", "--", "round trip"];
-    let others = ["bench", "--quiet", "--package", "benches", "--", "throughput|engine|registry"];
+    let others = ["bench", "--quiet", "--package", "benches", "--", "throughput|engine|registry|token|texts"];
     for mut command in [taskset(&client), plain(&others)] {
         command.current_dir(root);
         if arguments.quick {
@@ -92,8 +93,10 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Medians that criterion left, each with the reference of its group: the bench whose name begins with `bare` or `direct` and that
-/// has the same parameter.
+/// What the other benches of a group are compared with, by its name.
+const REFERENCES: [&str; 4] = ["bare", "direct", "after 16", "one after another"];
+
+/// Medians that criterion left, each with the reference of its group that has the same parameter.
 fn criterion(root: &Path) -> anyhow::Result<Vec<Row>> {
     let mut medians: BTreeMap<String, f64> = BTreeMap::new();
     let mut folders = vec![root.join("target/criterion")];
@@ -125,7 +128,7 @@ fn criterion(root: &Path) -> anyhow::Result<Vec<Row>> {
 fn reference(name: &str, medians: &BTreeMap<String, f64>) -> Option<String> {
     let parts: Vec<&str> = name.split('/').collect();
     let (group, rest) = parts.split_first()?;
-    ["bare", "direct"].iter().find_map(|base| {
+    REFERENCES.iter().find_map(|base| {
         let mut candidate = vec![*group, *base];
         candidate.extend(rest.iter().skip(1));
         let candidate = candidate.join("/");

@@ -2,10 +2,11 @@
 //!
 //! Semantics: coremltools, `iOS18/states.py`.
 
+use super::strided::take_dense;
 use super::{Kernel, OpBuilder, OpDef};
 use crate::error::OpError;
 use crate::ir::Opset::Ios18;
-use crate::value::{Outputs, Value, one};
+use crate::value::{Outputs, one};
 
 pub(crate) const OPS: &[OpDef] =
     &[OpDef::new("read_state", &[Ios18], read_state), OpDef::new("write_state", &[Ios18], write_state)];
@@ -27,8 +28,7 @@ fn write_state(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
         return Err(OpError::Invalid(format!("a state of type {} cannot hold {}", state.ty, data.ty)));
     }
     Ok(Box::new(move |run| {
-        let value = run.take(data.slot)?;
-        let value: Value = value.view().to_owned_in(run.pool());
+        let value = take_dense(run, data.slot)?;
         let old = std::mem::replace(run.state(state.slot)?, value);
         run.recycle(old);
         Ok(Outputs::new())
