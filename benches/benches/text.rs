@@ -38,8 +38,10 @@ fn step(model: &CoreMlHandle, state: &mut State, tokens: &[u32], before: usize) 
         .with("causalMask", Tensor::from_vec(&[1, 1, count, all], mask).expect("as many"));
     let options = PredictOptions { state: Some(state), ..PredictOptions::default() };
     let outputs = model.predict_with(&inputs, options).expect("it predicts").outputs;
-    let logits = outputs.tensor("logits").expect("the output").to_vec::<f32>().expect("float32");
-    let last = &logits[logits.len() - 4_096..];
+    let logits = outputs.tensor("logits").expect("the output");
+    let vocabulary = *logits.shape().last().expect("a vector for each token");
+    let logits = logits.to_vec::<f32>().expect("float32");
+    let last = &logits[logits.len() - vocabulary..];
     let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).expect("a vocabulary");
     u32::try_from(best).expect("small")
 }

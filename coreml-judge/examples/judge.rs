@@ -103,9 +103,9 @@ fn print(file: &Path, verdict: &Verdict) {
             100.0 * rule.confidence
         );
         println!("  {}", if colour { format!("\u{1b}[{code}m{line}\u{1b}[0m") } else { line });
-        println!("    {}", rule.reason);
+        // What a model writes, and what a file holds, may be what a terminal obeys.
+        println!("    {}", rule.reason.escape_debug());
         if let Some(quote) = &rule.quote {
-            // A file may hold what a terminal obeys.
             println!("    line {}: {:?}", quote.line, quote.text);
         }
         for dissent in rule.dissent() {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use coreml_client::Latencies;
 
-/// What a text model has done since it was loaded, for all its [`TextModel`](crate::TextModel)s of one client.
+/// What a text model has written since it was loaded, for all its [`TextModel`](crate::TextModel)s of one client. Questions that
+/// write nothing ([`choose`](crate::TextModel::choose)) are not in it.
 ///
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use coreml_client::{Error, ModelClient};
 use coreml_text::{
@@ -72,8 +73,7 @@ async fn a_prompt_is_answered_as_the_model_itself_answers_it() {
     assert_eq!((result.finish, result.timings.tokens), (FinishReason::Length, 24));
     assert_eq!(model.tokenizer().decode(&result.tokens).unwrap(), result.text);
 
-    // Many at once, and one that is given up.
-    drop(client.enqueue_inference(request.clone()));
+    // Many at once.
     let all = (0..3).map(|_| client.enqueue_inference(request.clone()));
     for again in futures_util::future::join_all(all).await {
         assert_eq!(again.unwrap().tokens, result.tokens);
@@ -85,6 +85,19 @@ async fn a_prompt_is_answered_as_the_model_itself_answers_it() {
         stats.first_token.max() >= stats.token_time.quantile(0.0) && stats.tokens_per_second() > 0.0,
         "{stats}"
     );
+
+    // One that is given up on its way stops within one token: the one under way, and one that came between the two looks.
+    let mut long = request.clone();
+    long.generation.most = 900;
+    let given_up = tokio::time::timeout(Duration::from_millis(200), client.enqueue_inference(long)).await;
+    assert!(given_up.is_err());
+    let then = model.stats().tokens;
+    while client.stats().models[0].running > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let stats = model.stats();
+    assert!(stats.tokens <= then + 2, "{} tokens, {then} when it was given up", stats.tokens);
+    assert_eq!((stats.texts, stats.finished), (5, 4));
 
     // Through a swap the tokenizer stays with the model; when it is unloaded there is nothing to find.
     client.swap(model.model_ref(), handbook().join("handbook.mlpackage").as_path()).await.unwrap();
