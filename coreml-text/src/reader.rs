@@ -81,10 +81,14 @@ impl Reader {
         let shared = |reader: &Reader| reader.read.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         let found = MEMORIES.with_borrow_mut(|memories| {
             let own = memories.iter().enumerate().filter(|(_, reader)| reader.model_ref == model_ref);
-            let (common, best) = own.map(|(i, reader)| (shared(reader), i)).max()?;
-            // At least one token is read anew: its logits are wanted.
-            let common = common.min(tokens.len().saturating_sub(1));
-            if memories[best].read.len() <= common + 1 && common > 0 {
+            let candidates = own.map(|(i, reader)| {
+                // At least one token is read anew: its logits are wanted.
+                let common = shared(reader).min(tokens.len().saturating_sub(1));
+                // Of equals one that need not be copied: the text's own, and not one that went the same way before it.
+                (common, reader.read.len() <= common + 1, i)
+            });
+            let (common, ends_there, best) = candidates.max()?;
+            if ends_there && common > 0 {
                 let mut reader = memories.remove(best);
                 reader.read.truncate(common);
                 return Some(Ok::<_, Error>(reader));
