@@ -338,6 +338,12 @@ impl Runtime {
         Ok(self.lock().models.get(&model_ref).and_then(|model| model.attached.get(&kind)).map(Arc::clone))
     }
 
+    /// How many models something is kept of.
+    #[cfg(test)]
+    pub(crate) fn kept_models(&self) -> usize {
+        self.lock().models.len()
+    }
+
     // ---- loading ----
 
     /// Loads a model, once for all who ask for it at the same time, on a thread that none of them can stop.
@@ -419,7 +425,7 @@ impl Runtime {
     }
 
     /// Publishes a model, or the failure to load it. `false`: nobody wants it any more.
-    fn conclude(&self, source: &Source, result: Result<Arc<Version>>) -> bool {
+    fn conclude(&self, model_ref: ModelRef, source: &Source, result: Result<Arc<Version>>) -> bool {
         let mut state = self.lock();
         state
             .requested
@@ -436,7 +442,14 @@ impl Runtime {
         });
         match &result {
             Ok(_) => state.counts.loads_ok += 1,
-            Err(_) => state.counts.loads_failed += 1,
+            Err(_) => {
+                state.counts.loads_failed += 1;
+                // Of a model that was never there nothing stays; one that was evicted may come back under its reference.
+                let known = state.loaded.values().any(|loaded| *loaded == model_ref);
+                if !known && !self.versions().contains_key(&model_ref) {
+                    state.models.remove(&model_ref);
+                }
+            }
         }
         state.retire();
         drop(state);
@@ -995,7 +1008,7 @@ fn load_thread(runtime: &Weak<Runtime>, request: (PathBuf, Config), options: Opt
     let version = match strong.prepare(model_ref, &source, size, request, options) {
         Ok(version) => version,
         Err(error) => {
-            strong.conclude(&source, Err(error));
+            strong.conclude(model_ref, &source, Err(error));
             return;
         }
     };
@@ -1013,14 +1026,14 @@ fn load_thread(runtime: &Weak<Runtime>, request: (PathBuf, Config), options: Opt
     let Some(strong) = runtime.upgrade() else { return };
     match first {
         Ok(instance) => {
-            let published = strong.conclude(&source, Ok(Arc::clone(&version)));
+            let published = strong.conclude(model_ref, &source, Ok(Arc::clone(&version)));
             drop(strong);
             if published {
                 version.serve(0, Some(instance));
             }
         }
         Err(error) => {
-            strong.conclude(&source, Err(error));
+            strong.conclude(model_ref, &source, Err(error));
         }
     }
 }

@@ -1089,3 +1089,13 @@ fn everything_that_travels_may_travel() {
     shareable(&client.stats());
     shareable(&Error::ShutDown);
 }
+
+#[test]
+fn a_load_that_fails_leaves_nothing_behind() {
+    let double = Double::with_load(|_| panic!("injected"), |request| request.features.clone());
+    let client = client(&double);
+    for _ in 0..3 {
+        assert!(matches!(client.load_model("model").unwrap_err(), Error::LoadPanicked { .. }));
+    }
+    assert_eq!(client.runtime().kept_models(), 0);
+}
