@@ -83,6 +83,18 @@ fn text(criterion: &mut Criterion) {
     });
     group.finish();
 
+    // The same text: what it took until the last piece had arrived, against what the inference thread spent on it.
+    let mut group = criterion.benchmark_group("streaming");
+    group.sample_size(20);
+    let complete = || runtime.block_on(stream(&short, TOKENS).complete()).expect("it goes on").timings;
+    group.bench_function("bare", |bencher| {
+        bencher.iter_custom(|rounds| {
+            (0..rounds).map(|_| complete()).map(|timings| timings.prompt + timings.decode).sum()
+        });
+    });
+    group.bench_function("streamed", |bencher| bencher.iter(complete));
+    group.finish();
+
     // The inference thread's own time in making tokens, not in reading the prompt.
     let mut group = criterion.benchmark_group("a token");
     group.sample_size(20);

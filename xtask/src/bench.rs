@@ -46,7 +46,7 @@ const BOUNDS: &[(&str, f64)] = &[
     ("round trip/client", 1.3),
     ("throughput of 1 ms/client/1", 1.0 / 0.99),
     ("throughput of 1 ms/client/2", 1.0 / 0.99),
-    ("64 tokens/streamed", 1.05),
+    ("streaming/streamed", 1.05),
 ];
 
 /// Runs the benches.
@@ -66,7 +66,14 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let build = ["bench", "--quiet", "--package", "benches", "--no-run"];
     visible(plain(&build).current_dir(root))?;
     let client = ["bench", "--quiet", "--package", "benches", "--bench", "client", "--", "round trip"];
-    let others = ["bench", "--quiet", "--package", "benches", "--", "throughput|engine|registry|token|texts"];
+    let others = [
+        "bench",
+        "--quiet",
+        "--package",
+        "benches",
+        "--",
+        "throughput|engine|registry|token|texts|streaming",
+    ];
     for mut command in [taskset(&client), plain(&others)] {
         command.current_dir(root);
         if arguments.quick {
