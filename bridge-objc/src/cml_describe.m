@@ -209,9 +209,7 @@ static void cml_describe(CmlModel *model, CmlJson *json) {
   if (model->functions == nil) model->functions = [cml_functions_of(model->compiled, NULL) retain];
   if (model->functions != nil) {
     cml_json_key(json, "functions");
-    cml_json_open(json, '[');
-    for (NSString *name in model->functions) cml_json_string(json, name);
-    cml_json_close(json, ']');
+    cml_json_strings(json, model->functions);
   }
   NSString *function = model->function;
   if (function == nil && model->functions.count == 1) function = [model->functions objectAtIndex:0];

@@ -180,6 +180,7 @@ void cml_json_open(CmlJson *json, char bracket);  /* '{' or '[' */
 void cml_json_close(CmlJson *json, char bracket); /* '}' or ']' */
 void cml_json_key(CmlJson *json, const char *key);
 void cml_json_string(CmlJson *json, NSString *string);
+void cml_json_strings(CmlJson *json, NSArray<NSString *> *strings);
 void cml_json_text(CmlJson *json, const char *text);
 void cml_json_int64(CmlJson *json, int64_t number);
 void cml_json_bool(CmlJson *json, bool value);

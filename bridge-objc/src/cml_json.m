@@ -74,6 +74,12 @@ void cml_json_string(CmlJson *json, NSString *string) {
   cml_json_quote(json, data.bytes, data.length);
 }
 
+void cml_json_strings(CmlJson *json, NSArray<NSString *> *strings) {
+  cml_json_open(json, '[');
+  for (NSString *string in strings) cml_json_string(json, string);
+  cml_json_close(json, ']');
+}
+
 void cml_json_text(CmlJson *json, const char *text) {
   cml_json_separate(json);
   cml_json_quote(json, text, strlen(text));

@@ -319,9 +319,7 @@ CmlStatus cml_function_names(void *self, CmlStr path, CmlBlob **blob, CmlError *
       NSError *cause = nil;
       NSArray<NSString *> *names = cml_functions_of(compiled, &cause);
       if (names == nil) return cml_fail_nserror(error, CML_FRAMEWORK, cause, "naming the functions of the model");
-      cml_json_open(json, '[');
-      for (NSString *name in names) cml_json_string(json, name);
-      cml_json_close(json, ']');
+      cml_json_strings(json, names);
       return CML_OK;
     });
   });

@@ -28,12 +28,6 @@ static NSString *cml_op_kind(NSString *operator_name) {
   return point.location > 3 ? [operator_name substringFromIndex:point.location + 1] : operator_name;
 }
 
-static void cml_list_names(CmlJson *json, NSArray<NSString *> *names) {
-  cml_json_open(json, '[');
-  for (NSString *name in names) cml_json_string(json, name);
-  cml_json_close(json, ']');
-}
-
 /* Values by their names; Core ML does not tell the types. */
 static void cml_list_value(CmlJson *json, NSString *name) {
   cml_json_open(json, '{');
@@ -133,7 +127,7 @@ static void cml_list_block(CmlListing *list, MLModelStructureProgramBlock *block
   for (MLModelStructureProgramOperation *op in block.operations) cml_list_op(list, op);
   cml_json_close(list->json, ']');
   cml_json_key(list->json, "outputs");
-  cml_list_names(list->json, block.outputNames);
+  cml_json_strings(list->json, block.outputNames);
   cml_json_close(list->json, '}');
 }
 
@@ -148,7 +142,7 @@ CML_OF_14_4 static void cml_list_layer(CmlListing *list, MLModelStructureNeuralN
   cml_json_key(json, "inputs");
   cml_json_open(json, '{');
   cml_json_key(json, ""); /* the inputs of a layer are no parameters */
-  cml_list_names(json, layer.inputNames);
+  cml_json_strings(json, layer.inputNames);
   cml_json_close(json, '}');
   cml_json_key(json, "outputs");
   cml_json_open(json, '[');
