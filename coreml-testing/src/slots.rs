@@ -1066,19 +1066,36 @@ unsafe extern "C" fn function_names(
     json: *mut *mut CmlBlob,
     error: *mut *mut CmlError,
 ) -> CmlStatus {
+    let names = |fake: &Fake, path: &str| {
+        if fake.behaviour().old_system {
+            return Err(Failure::Status(CML_UNSUPPORTED, "this system knows no functions".to_owned()));
+        }
+        Ok(serde_json::json!(described(fake, path)?.functions))
+    };
+    // SAFETY: the path lives for the call, and the caller gives its own out-pointers.
+    unsafe { answer(this, path, json, error, names) }
+}
+
+/// Runs a slot that answers JSON about the model at a path.
+///
+/// # Safety
+/// As of the slots that it serves.
+unsafe fn answer(
+    this: *mut c_void,
+    path: CmlStr,
+    json: *mut *mut CmlBlob,
+    error: *mut *mut CmlError,
+    about: impl FnOnce(&Fake, &str) -> Answer<serde_json::Value>,
+) -> CmlStatus {
     guarded(own(this), error, || {
         // SAFETY: the caller gives its own out-pointer.
         unsafe { set(json, ptr::null_mut()) };
         let fake = own(this).ok_or_else(|| invalid("a null self"))?;
         // SAFETY: the path lives for the call.
         let path = unsafe { text(path) }?;
-        if fake.behaviour().old_system {
-            return Err(Failure::Status(CML_UNSUPPORTED, "this system knows no functions".to_owned()));
-        }
-        let description = described(fake, path)?;
-        let names = serde_json::json!(description.functions).to_string().into_bytes();
+        let answer = about(fake, path)?.to_string().into_bytes();
         // SAFETY: as above.
-        unsafe { set(json, hand_out::<CmlBlob>(fake, names)) };
+        unsafe { set(json, hand_out::<CmlBlob>(fake, answer)) };
         Ok(())
     })
 }
@@ -1120,8 +1137,9 @@ unsafe extern "C" fn model_structure(
     json: *mut *mut CmlBlob,
     error: *mut *mut CmlError,
 ) -> CmlStatus {
+    let structure = |fake: &Fake, path: &str| Ok(listing(&listed(fake, path)?, |_| false));
     // SAFETY: the path lives for the call, and the caller gives its own out-pointers.
-    unsafe { list_model(this, path, json, error, |description| Ok(listing(description, |_| false))) }
+    unsafe { answer(this, path, json, error, structure) }
 }
 
 unsafe extern "C" fn compute_plan(
@@ -1131,7 +1149,8 @@ unsafe extern "C" fn compute_plan(
     json: *mut *mut CmlBlob,
     error: *mut *mut CmlError,
 ) -> CmlStatus {
-    let plan = |description: &ModelDescription| {
+    let plan = |fake: &Fake, path: &str| {
+        let description = listed(fake, path)?;
         // SAFETY: the configuration and its names live for the call, or it is null.
         let function = match unsafe { config.as_ref() } {
             // SAFETY: as above.
@@ -1144,40 +1163,23 @@ unsafe extern "C" fn compute_plan(
         }
         let default = description.function.as_deref().unwrap_or_default();
         let chosen = if function.is_empty() { default } else { function };
-        Ok(listing(description, |name| name == chosen))
+        Ok(listing(&description, |name| name == chosen))
     };
     // SAFETY: as above.
-    unsafe { list_model(this, path, json, error, plan) }
+    unsafe { answer(this, path, json, error, plan) }
 }
 
-/// # Safety
-/// As of the slots that it serves.
-unsafe fn list_model(
-    this: *mut c_void,
-    path: CmlStr,
-    json: *mut *mut CmlBlob,
-    error: *mut *mut CmlError,
-    list: impl FnOnce(&ModelDescription) -> Answer<serde_json::Value>,
-) -> CmlStatus {
-    guarded(own(this), error, || {
-        // SAFETY: the caller gives its own out-pointer.
-        unsafe { set(json, ptr::null_mut()) };
-        let fake = own(this).ok_or_else(|| invalid("a null self"))?;
-        // SAFETY: the path lives for the call.
-        let path = unsafe { text(path) }?;
-        let (outcome, old) = {
-            let behaviour = fake.behaviour();
-            (behaviour.structure, behaviour.old_system)
-        };
-        if old {
-            return Err(Failure::Status(CML_UNSUPPORTED, "this system knows no structures".to_owned()));
-        }
-        play(outcome)?;
-        let listing = list(&described(fake, path)?)?.to_string().into_bytes();
-        // SAFETY: as above.
-        unsafe { set(json, hand_out::<CmlBlob>(fake, listing)) };
-        Ok(())
-    })
+/// The description of the model at a path, from a fake that is to tell what is inside it.
+fn listed(fake: &Fake, path: &str) -> Answer<ModelDescription> {
+    let (outcome, old) = {
+        let behaviour = fake.behaviour();
+        (behaviour.structure, behaviour.old_system)
+    };
+    if old {
+        return Err(Failure::Status(CML_UNSUPPORTED, "this system knows no structures".to_owned()));
+    }
+    play(outcome)?;
+    described(fake, path)
 }
 
 /// The arguments of one prediction.
