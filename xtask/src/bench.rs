@@ -65,16 +65,21 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     };
     let build = ["bench", "--quiet", "--package", "benches", "--no-run"];
     visible(plain(&build).current_dir(root))?;
-    let client = ["bench", "--quiet", "--package", "benches", "--bench", "client", "--", "round trip"];
+    let of_client = |group| ["bench", "--quiet", "--package", "benches", "--bench", "client", "--", group];
     let others = [
         "bench",
         "--quiet",
         "--package",
         "benches",
+        "--bench",
+        "registry",
+        "--bench",
+        "engine",
+        "--bench",
+        "text",
         "--",
-        "throughput|engine|registry|token|texts|streaming",
     ];
-    for mut command in [taskset(&client), plain(&others)] {
+    for mut command in [taskset(&of_client("round trip")), plain(&of_client("throughput")), plain(&others)] {
         command.current_dir(root);
         if arguments.quick {
             command.args(["--warm-up-time", "0.5", "--measurement-time", "2", "--sample-size", "20"]);

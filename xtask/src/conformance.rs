@@ -75,8 +75,13 @@ struct Case {
 
 impl Case {
     fn file(&self) -> &str {
-        self.id.split("::").next().unwrap_or(&self.id).trim_start_matches("coremltools/")
+        file_of(&self.id)
     }
+}
+
+/// The file of tests that a case is from.
+fn file_of(id: &str) -> &str {
+    id.split("::").next().unwrap_or(id).trim_start_matches("coremltools/")
 }
 
 /// What became of the tests of one file.
@@ -308,15 +313,7 @@ fn suite(
             "pytest failed ({}), see {}:\n{}",
             output.status,
             text.display(),
-            String::from_utf8_lossy(if output.stderr.is_empty() { &output.stdout } else { &output.stderr })
-                .lines()
-                .rev()
-                .take(12)
-                .collect::<Vec<_>>()
-                .into_iter()
-                .rev()
-                .collect::<Vec<_>>()
-                .join("\n")
+            end_of(if output.stderr.is_empty() { &output.stdout } else { &output.stderr })
         ),
     }
     let mut cases: BTreeMap<String, Case> = BTreeMap::new();
@@ -334,6 +331,14 @@ fn suite(
     Ok(cases.into_values().collect())
 }
 
+/// The last lines of what a program printed.
+fn end_of(printed: &[u8]) -> String {
+    const LINES: usize = 12;
+    let text = String::from_utf8_lossy(printed);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
+}
+
 /// The most that the corpus may hold.
 const CORPUS_BYTES: usize = 25 << 20;
 
@@ -347,23 +352,18 @@ fn record(recorded: &Path, corpus: &Path) -> anyhow::Result<()> {
     let mut files: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     std::fs::create_dir_all(corpus)?;
     // What earlier runs recorded stays: samples add up. A case that ran again is replaced.
-    let entries = [corpus, recorded].map(std::fs::read_dir);
-    for entry in entries
-        .into_iter()
-        .collect::<Result<Vec<_>, _>>()
-        .context("nothing was recorded")?
-        .into_iter()
-        .flatten()
-    {
-        let path = entry?.path();
-        if path.extension() != Some("jsonl".as_ref()) {
-            continue;
-        }
-        for line in std::fs::read_to_string(path)?.lines() {
-            let Named { id } = serde_json::from_str(line)?;
-            let file = id.split("::").next().unwrap_or(&id).trim_start_matches("coremltools/");
-            let folder = file.rsplit_once('/').map_or(file, |(folder, _)| folder).replace('/', "-");
-            files.entry(folder).or_default().insert(id, line.to_owned());
+    for source in [corpus, recorded] {
+        for entry in std::fs::read_dir(source).context("nothing was recorded")? {
+            let path = entry?.path();
+            if path.extension() != Some("jsonl".as_ref()) {
+                continue;
+            }
+            for line in std::fs::read_to_string(path)?.lines() {
+                let Named { id } = serde_json::from_str(line)?;
+                let file = file_of(&id);
+                let folder = file.rsplit_once('/').map_or(file, |(folder, _)| folder).replace('/', "-");
+                files.entry(folder).or_default().insert(id, line.to_owned());
+            }
         }
     }
     let bytes: usize = files.values().flat_map(BTreeMap::values).map(|line| line.len() + 1).sum();
