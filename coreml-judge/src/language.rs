@@ -258,7 +258,7 @@ impl Judge for LanguageJudge {
 #[derive(Clone, Debug)]
 pub struct MistralJudge {
     judge: LanguageJudge,
-    constitution: Constitution,
+    constitution: Arc<Constitution>,
     deliberation: Deliberation,
 }
 
@@ -275,7 +275,7 @@ impl MistralJudge {
     /// From a judge with a client, a template, or a temperature of its own.
     #[must_use]
     pub fn from_judge(judge: LanguageJudge, constitution: Constitution) -> Self {
-        Self { judge, constitution, deliberation: Deliberation::default() }
+        Self { judge, constitution: Arc::new(constitution), deliberation: Deliberation::default() }
     }
 
     /// The most characters of a reason, see [`LanguageJudge::longest_reason`].
@@ -300,7 +300,7 @@ impl MistralJudge {
     /// # Cancel safety
     /// As [`Tribunal::deliberate`].
     pub async fn deliberate(&self, task: &Task) -> Result<Verdict, JudgeError> {
-        let tribunal = Tribunal::new(self.constitution.clone()).with(self.judge.clone());
+        let tribunal = Tribunal::new(Arc::clone(&self.constitution)).with(self.judge.clone());
         tribunal.deliberation(self.deliberation.clone()).deliberate(task).await
     }
 }

@@ -70,9 +70,9 @@ pub struct Tribunal {
 impl Tribunal {
     /// Without judges yet.
     #[must_use]
-    pub fn new(constitution: Constitution) -> Self {
+    pub fn new(constitution: impl Into<Arc<Constitution>>) -> Self {
         let deliberation = Deliberation::default();
-        Self { constitution: Arc::new(constitution), judges: Vec::new(), deliberation }
+        Self { constitution: constitution.into(), judges: Vec::new(), deliberation }
     }
 
     /// With one more judge.
