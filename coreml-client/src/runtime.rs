@@ -322,11 +322,7 @@ impl Runtime {
 
     /// Puts a value beside a model, in the place of an earlier one of its type.
     pub(crate) fn attach(&self, model_ref: ModelRef, kind: TypeId, value: Attachment) -> Result<()> {
-        let mut state = self.lock();
-        if !self.versions().contains_key(&model_ref) {
-            drop(state);
-            return Err(self.absent(model_ref));
-        }
+        let mut state = self.lock_with(model_ref)?;
         let before = state.models.entry(model_ref).or_insert_with(Model::new).attached.insert(kind, value);
         drop(state);
         drop(before);
@@ -334,8 +330,18 @@ impl Runtime {
     }
 
     pub(crate) fn attached(&self, model_ref: ModelRef, kind: TypeId) -> Result<Option<Attachment>> {
-        self.version(model_ref)?;
-        Ok(self.lock().models.get(&model_ref).and_then(|model| model.attached.get(&kind)).map(Arc::clone))
+        let state = self.lock_with(model_ref)?;
+        Ok(state.models.get(&model_ref).and_then(|model| model.attached.get(&kind)).map(Arc::clone))
+    }
+
+    /// The state, while the model is there.
+    fn lock_with(&self, model_ref: ModelRef) -> Result<MutexGuard<'_, State>> {
+        let state = self.lock();
+        if self.versions().contains_key(&model_ref) {
+            return Ok(state);
+        }
+        drop(state);
+        Err(self.absent(model_ref))
     }
 
     /// How many models something is kept of.

@@ -201,7 +201,6 @@ impl Text {
             let now = Instant::now();
             let took = now - clock;
             clock = now;
-            *(if is_prompt { &mut self.timings.prompt } else { &mut self.timings.decode }) += took;
             self.record(is_prompt, is_token, took, now);
             if !self.over && is_prompt && self.is_late() {
                 self.over = true;
@@ -217,11 +216,18 @@ impl Text {
     }
 
     /// After a chunk of the prompt, or after a token.
-    fn record(&self, is_prompt: bool, is_token: bool, took: Duration, now: Instant) {
+    fn record(&mut self, is_prompt: bool, is_token: bool, took: Duration, now: Instant) {
+        let (timings, asked) = (&mut self.timings, self.asked);
         self.recorder.record(|stats| {
             stats.tokens += u64::from(is_token);
-            *(if is_prompt { &mut stats.prompt_time } else { &mut stats.decode_time }) += took;
-            match (is_token, is_prompt, self.asked) {
+            let (of_text, of_all) = if is_prompt {
+                (&mut timings.prompt, &mut stats.prompt_time)
+            } else {
+                (&mut timings.decode, &mut stats.decode_time)
+            };
+            *of_text += took;
+            *of_all += took;
+            match (is_token, is_prompt, asked) {
                 (true, true, Some(asked)) => stats.first_token.record(now - asked),
                 (true, false, _) => stats.token_time.record(took),
                 // A chunk of the prompt, or of what was lost and is read again.

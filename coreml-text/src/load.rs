@@ -81,7 +81,9 @@ impl TextModel {
         };
         let thread = std::thread::Builder::new().name("tokenizer".to_owned()).spawn(read);
         thread.map_err(|source| coreml_client::Error::Thread { source: source.into() })?;
-        let files = receiver.await.unwrap_or(Err(TextError::Client(coreml_client::Error::ShutDown)))?;
+        // Without an answer the thread has panicked.
+        let panicked = || TokenizerError::Parse { source: "its library panicked".into() };
+        let files = receiver.await.map_err(|_| panicked())??;
         files.model(client, client.load(source).await?)
     }
 }

@@ -42,7 +42,7 @@ pub struct TextModel {
 struct Parts {
     layout: Arc<Causal>,
     tokenizer: Tokenizer,
-    template: Option<Arc<ChatTemplate>>,
+    template: Option<ChatTemplate>,
     ends: Vec<u32>,
     grammars: Arc<Grammars>,
     recorder: Arc<Recorder>,
@@ -116,14 +116,14 @@ impl TextModel {
     /// # Errors
     /// [`TextError::Client`] if the model is not loaded any more.
     pub fn with_template(self, template: ChatTemplate) -> Result<Self, TextError> {
-        let parts = Parts { template: Some(Arc::new(template)), ..(*self.parts).clone() };
+        let parts = Parts { template: Some(template), ..(*self.parts).clone() };
         Self::with_parts(self.client, self.model_ref, parts)
     }
 
     /// The template for conversations, if it was given one.
     #[must_use]
     pub fn template(&self) -> Option<&ChatTemplate> {
-        self.parts.template.as_deref()
+        self.parts.template.as_ref()
     }
 
     /// What the model has done, see [`TextStats`].

@@ -33,6 +33,13 @@ async fn model(client: &ModelClient) -> TextModel {
     TextModel::new(client, model_ref, tokenizer, &[]).unwrap()
 }
 
+/// As it is published, with the token that ends a text.
+async fn loaded() -> (ModelClient, TextModel) {
+    let client = ModelClient::builder().threads(1).build();
+    let model = TextModel::load(&client, handbook().join("handbook.mlpackage")).await.unwrap();
+    (client, model)
+}
+
 async fn greedy(model: &TextModel, text: &Text) -> Completion {
     let generation = Generation { most: text.tokens.len(), ..Generation::default() };
     model.generate(&text.prompt, generation).unwrap().complete().await.unwrap()
@@ -63,8 +70,7 @@ async fn four_texts_at_once_on_one_model_do_not_mix() {
 
 #[tokio::test]
 async fn a_prompt_is_answered_as_the_model_itself_answers_it() {
-    let client = ModelClient::builder().threads(1).build();
-    let model = TextModel::load(&client, handbook().join("handbook.mlpackage")).await.unwrap();
+    let (client, model) = loaded().await;
     let text = &texts()[0];
     let generation = Generation { most: 24, ..Generation::default() };
     let request = PromptRequest { generation, ..PromptRequest::new(model.model_ref(), &text.prompt) };
@@ -109,8 +115,7 @@ async fn a_prompt_is_answered_as_the_model_itself_answers_it() {
 
 #[tokio::test]
 async fn a_fork_goes_its_own_way_from_a_copy_of_what_was_read() {
-    let client = ModelClient::builder().threads(1).build();
-    let model = TextModel::load(&client, handbook().join("handbook.mlpackage")).await.unwrap();
+    let (_client, model) = loaded().await;
     let some = || Generation { most: 12, ..Generation::default() };
     let mut session = model.session();
     session
@@ -128,8 +133,7 @@ async fn a_fork_goes_its_own_way_from_a_copy_of_what_was_read() {
     }
     // And each is what it would be alone.
     for (session, turn) in [(&session, &ours), (&fork, &theirs)] {
-        let client = ModelClient::builder().threads(1).build();
-        let alone = TextModel::load(&client, handbook().join("handbook.mlpackage")).await.unwrap();
+        let (_client, alone) = loaded().await;
         let before = session.tokens().len() - turn.tokens.len();
         let text =
             alone.start(session.tokens()[..before].to_vec(), some()).unwrap().complete().await.unwrap();
