@@ -373,7 +373,9 @@ fn tensor_type(ty: &mil::TensorType) -> Result<TensorType, String> {
     use mil::dimension::Dimension as D;
     let dtype =
         DType::from_proto(ty.data_type).ok_or_else(|| format!("unknown element type {}", ty.data_type))?;
-    if ty.rank < 0 {
+    // Where one dimension stands for any number of them, the rank is as unknown as where the file says so.
+    let variadic = |d: &mil::Dimension| matches!(&d.dimension, Some(D::Unknown(u)) if u.variadic);
+    if ty.rank < 0 || ty.dimensions.iter().any(variadic) {
         return Ok(TensorType { dtype, shape: None });
     }
     let dims = ty
@@ -383,7 +385,6 @@ fn tensor_type(ty: &mil::TensorType) -> Result<TensorType, String> {
             Some(D::Constant(c)) => usize::try_from(c.size)
                 .map(Some)
                 .map_err(|_| format!("a dimension of {} does not fit this machine", c.size)),
-            Some(D::Unknown(u)) if u.variadic => Err("variadic dimensions are not supported".into()),
             Some(D::Unknown(_)) | None => Ok(None),
         })
         .collect::<Result<Vec<_>, _>>()?;

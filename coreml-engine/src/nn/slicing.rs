@@ -114,6 +114,10 @@ fn slice_dynamic(cx: &mut Context<'_>, p: &spec::SliceDynamicLayerParams) -> Res
     cx.count(2..=7)?;
     let inputs = cx.inputs.clone();
     let x = &inputs[0];
+    // coremltools writes five elements where none are given, whatever the rank; the first ones count.
+    fn leading<T>(list: &[T], rank: usize) -> &[T] {
+        &list[..rank.min(list.len())]
+    }
     let bound = |cx: &mut Context<'_>, blob: &Blob| match cx.known_ints(blob, "a bound") {
         Ok(known) => Ok(known),
         Err(_) => Err(Arg::Id(cx.integers(blob))),
@@ -122,15 +126,15 @@ fn slice_dynamic(cx: &mut Context<'_>, p: &spec::SliceDynamicLayerParams) -> Res
     let end = match inputs.get(2) {
         Some(end) => bound(cx, end),
         None if p.end_ids.is_empty() && p.end_masks.iter().all(|&mask| mask) => Ok(vec![0; x.rank()]),
-        None => Ok(ints(&p.end_ids)?),
+        None => Ok(ints(leading(&p.end_ids, x.rank()))?),
     };
     let strides = match inputs.get(3) {
         Some(strides) => cx.known_ints(strides, "a stride")?,
-        None => ints(&p.strides)?,
+        None => ints(leading(&p.strides, x.rank()))?,
     };
     let mask = |input: usize, own: &[bool]| match inputs.get(input) {
         Some(blob) => Ok(cx.known_ints(blob, "a mask")?.into_iter().map(|x| x != 0).collect()),
-        None => Ok::<_, OpError>(own.to_vec()),
+        None => Ok::<_, OpError>(leading(own, x.rank()).to_vec()),
     };
     let (begin_masks, end_masks) = (mask(4, &p.begin_masks)?, mask(5, &p.end_masks)?);
     let squeeze_masks = mask(6, &p.squeeze_masks)?;

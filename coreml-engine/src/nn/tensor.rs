@@ -352,20 +352,23 @@ fn cum_sum(cx: &mut Context<'_>, p: &spec::CumSumLayerParams) -> Result<Blob, Op
 fn one_hot(cx: &mut Context<'_>, p: &spec::OneHotLayerParams) -> Result<Blob, OpError> {
     cx.count(1..=2)?;
     let indices = cx.inputs[0].clone();
-    let length = match cx.inputs.get(1) {
-        None => size(p.one_hot_vector_size)?,
-        Some(input) => match cx.known_ints(input, "a vector size")?[..] {
-            [n] => size(n)?,
+    let (length, known): (Arg, _) = match cx.inputs.get(1).cloned() {
+        None => (int(p.one_hot_vector_size)?.into(), Some(size(p.one_hot_vector_size)?)),
+        Some(input) => match cx.known_ints(&input, "a vector size").as_deref() {
+            Ok(&[n]) => (n.into(), Some(size(n)?)),
+            Err(_) if input.fixed().is_some_and(|shape| shape.iter().product::<usize>() == 1) => {
+                (cx.integers(&input).into(), None)
+            }
             _ => return Err(invalid(format!("a vector size of shape {}", input.words()))),
         },
     };
     let axis = super::context::axis_of(p.axis, indices.rank() + 1)?;
     let mut dims = indices.dims.clone();
-    dims.insert(axis, Some(length));
+    dims.insert(axis, known);
     let indices = cx.integers(&indices);
     let arguments = [
         ("indices", indices.into()),
-        ("one_hot_vector_size", int(length)?.into()),
+        ("one_hot_vector_size", length),
         ("axis", int(axis)?.into()),
         ("on_value", p.on_value.into()),
         ("off_value", p.off_value.into()),
