@@ -138,7 +138,7 @@ impl Convolution {
         Ok(cx.op("conv", arguments, dims))
     }
 
-    /// `H_out = (H_in - 1) * stride + kernel - padding`, or `H_in * stride` for "same".
+    /// `H_out = (H_in - 1) * stride + (kernel - 1) * dilation + 1 - padding`, or `H_in * stride` for "same".
     fn transposed(
         &mut self,
         cx: &mut Context<'_>,
@@ -148,13 +148,10 @@ impl Convolution {
     ) -> Result<Blob, OpError> {
         let overflow = || invalid("the output's size overflows");
         let spatial = self.kernel.len();
-        if self.dilations.iter().any(|&d| d != 1) {
-            return Err(unsupported("a transposed convolution with dilation"));
-        }
+        let kernel = self.kernel.iter().zip(&self.dilations).map(|(&kernel, &by)| dilated(kernel, by));
+        let kernel = kernel.collect::<Result<Vec<_>, _>>()?;
         let full = |axis: usize, input: usize| {
-            (input.saturating_sub(1))
-                .checked_mul(self.strides[axis])
-                .and_then(|n| n.checked_add(self.kernel[axis]))
+            input.saturating_sub(1).checked_mul(self.strides[axis]).and_then(|n| n.checked_add(kernel[axis]))
         };
         if !wanted.is_empty() {
             // The type of padding is ignored; amounts that lead to the wanted shape say where to cut.

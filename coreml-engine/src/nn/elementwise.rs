@@ -140,8 +140,8 @@ fn unary(cx: &mut Context<'_>, p: &spec::UnaryFunctionLayerParams) -> Result<Blo
         }
         Operation::Power => cx.with("pow", &x, p.alpha),
         Operation::Exp => cx.unary("exp", &x),
-        // The formula of the layer has no epsilon.
-        Operation::Log => cx.op("log", [("x", (&x).into()), ("epsilon", 0.0.into())], x.dims.clone()),
+        // The format's formula has no epsilon, but coremltools writes one, and its tests on a Mac expect `log(x + epsilon)`.
+        Operation::Log => cx.op("log", [("x", (&x).into()), ("epsilon", p.epsilon.into())], x.dims.clone()),
         Operation::Abs => cx.unary("abs", &x),
         Operation::Threshold => {
             cx.op("threshold", [("x", (&x).into()), ("alpha", p.alpha.into())], x.dims.clone())

@@ -104,11 +104,14 @@ impl Blobs {
             states if states.len() == count => {
                 let state = |state: &Blob| {
                     let is = |axis: usize, size| state.dims[axis].is_none_or(|dim| dim == size);
-                    if state.rank() == 5 && is(0, 1) && is(2, outputs) {
+                    let specified = state.rank() == 5 && is(0, 1) && is(2, outputs);
+                    // As coremltools' converter of the op `rnn` writes it: [Batch, size, 1, 1, 1].
+                    let converted = state.rank() == 5 && is(1, outputs) && (2..5).all(|axis| is(axis, 1));
+                    // Where a state of one number may be either, a first dimension that is left open is the batch.
+                    if specified && !(converted && state.dims[0].is_none()) {
                         return cx.squeeze(state, &[0, 3, 4]);
                     }
-                    // As coremltools' converter of the op `rnn` writes it.
-                    if state.rank() == 5 && is(1, outputs) && (2..5).all(|axis| is(axis, 1)) {
+                    if converted {
                         return cx.squeeze(state, &[2, 3, 4]);
                     }
                     Err(invalid(format!("{}, expected [1, Batch, {outputs}, 1, 1]", state.words())))

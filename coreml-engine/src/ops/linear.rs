@@ -15,7 +15,7 @@ use rten_tensor::{NdTensorView, Tensor, TensorView};
 use rten_vecmath::ExtendInit;
 use smallvec::SmallVec;
 
-use super::{Kernel, OpBuilder, OpDef, Run, parameter};
+use super::{Input, Kernel, OpBuilder, OpDef, Run, parameter};
 use crate::error::{KernelError, OpError};
 use crate::ir::Opset::{Ios13, Ios17};
 use crate::value::{Outputs, Value, one};
@@ -143,8 +143,12 @@ fn matmul(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
             return Err(parameter(name, "expected rank 1 or more, found a scalar"));
         }
     }
-    if !x.ty.dtype.is_float() {
-        return Ok(Box::new(move |run| matmul_int(run, x.slot, y.slot, transpose_x, transpose_y)));
+    let (a, b) = (Side::new("x", &x, &y)?, Side::new("y", &y, &x)?);
+    let float = if matches!(a, Side::Converted(_)) { &y } else { &x }.ty.dtype.is_float();
+    if !float {
+        return Ok(Box::new(move |run| {
+            matmul_int(run, &oriented(a.i32(run)?, transpose_x), &oriented(b.i32(run)?, transpose_y))
+        }));
     }
     // A constant matrix on the right is a weight. (The slot stays registered; reading it costs nothing.)
     if let Some(constant) = &y.constant
@@ -164,8 +168,8 @@ fn matmul(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
         }));
     }
     Ok(Box::new(move |run| {
-        let a = oriented(run.f32(x.slot)?, transpose_x);
-        let b = oriented(run.f32(y.slot)?, transpose_y);
+        let a = oriented(a.f32(run)?, transpose_x);
+        let b = oriented(b.f32(run)?, transpose_y);
         let shape = product_shape(a.shape(), b.shape())?;
         run.check_size(&shape)?;
         if a.shape().last() == Some(&0) || shape.contains(&0) {
@@ -177,6 +181,52 @@ fn matmul(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
         // The library makes one product of many rows out of it, or packs the side that is used again.
         rten::ops::matmul::<f32, f32, f32>(run.pool(), a, b, None).map(one).map_err(KernelError::library)
     }))
+}
+
+/// One side of a product. Since iOS 17 a constant may have another type than what it is multiplied with; it is taken in the
+/// type of the latter, which is that of the product.
+enum Side {
+    Slot(usize),
+    Converted(Value),
+}
+
+impl Side {
+    fn new(name: &'static str, side: &Input, other: &Input) -> Result<Self, OpError> {
+        let float = other.ty.dtype.is_float();
+        let constant = match &side.constant {
+            Some(constant) if side.ty.dtype.is_float() != float && other.constant.is_none() => constant,
+            _ => return Ok(Self::Slot(side.slot)),
+        };
+        let floats = constant.to_f32()?;
+        if float {
+            return Ok(Self::Converted(Value::F32(Tensor::from_data(constant.shape(), floats))));
+        }
+        // Nobody says what becomes of fractions.
+        let whole = |x: f32| (x.fract() == 0.0 && x.abs() < 2f32.powi(31)).then_some(x as i32);
+        let integers = floats.iter().map(|&x| {
+            whole(x).ok_or_else(|| {
+                parameter(name, format!("{x} where an integer is needed, to multiply integers"))
+            })
+        });
+        let integers = integers.collect::<Result<Vec<_>, _>>()?;
+        Ok(Self::Converted(Value::I32(Tensor::from_data(constant.shape(), integers))))
+    }
+
+    fn f32<'r>(&'r self, run: &'r Run<'_, '_>) -> Result<TensorView<'r, f32>, KernelError> {
+        match self {
+            Self::Converted(Value::F32(tensor)) => Ok(tensor.view()),
+            Self::Converted(Value::I32(_)) => Err(KernelError::value("expected floats, found integers")),
+            Self::Slot(slot) => run.f32(*slot),
+        }
+    }
+
+    fn i32<'r>(&'r self, run: &'r Run<'_, '_>) -> Result<TensorView<'r, i32>, KernelError> {
+        match self {
+            Self::Converted(Value::I32(tensor)) => Ok(tensor.view()),
+            Self::Converted(Value::F32(_)) => Err(KernelError::value("expected integers, found floats")),
+            Self::Slot(slot) => run.i32(*slot),
+        }
+    }
 }
 
 /// How many matrices a tensor holds.
@@ -273,13 +323,9 @@ fn product_shape(a: &[usize], b: &[usize]) -> Result<Vec<usize>, KernelError> {
 /// Integer products are rare (shapes, masks): exact, with wrap-around as two's complement has it.
 fn matmul_int(
     run: &Run<'_, '_>,
-    x: usize,
-    y: usize,
-    transpose_x: bool,
-    transpose_y: bool,
+    a: &TensorView<'_, i32>,
+    b: &TensorView<'_, i32>,
 ) -> Result<Outputs, KernelError> {
-    let a = oriented(run.i32(x)?, transpose_x);
-    let b = oriented(run.i32(y)?, transpose_y);
     let shape = product_shape(a.shape(), b.shape())?;
     run.check_size(&shape)?;
     let a_matrix = if a.ndim() == 1 { a.clone().with_new_axis(0) } else { a.clone() };
@@ -367,6 +413,7 @@ impl Equation {
 
 #[cfg(test)]
 mod tests {
+    use crate::ir::{Constant, Opset};
     use crate::ops::testing::{Case, assert_close};
 
     fn ramp(n: usize) -> Vec<f32> {
@@ -474,6 +521,20 @@ mod tests {
             .input_i32("y", &[2, 2], &[1, 1, 1, 0])
             .i32();
         assert_eq!((shape, data), (vec![2, 2], vec![(1 << 24) + 1, 1 << 24, 7, 3]));
+    }
+
+    #[test]
+    fn matmul_takes_a_constant_of_another_type_in_the_type_of_the_other_side() {
+        let floats = Constant::f32(&[1, 2], vec![3.0, -1.0]).unwrap();
+        let case = |kind| Case::in_opset(kind, Opset::Ios17);
+        let integers = case("matmul").input_i32("x", &[2, 1], &[1, 2]).constant("y", floats);
+        assert_eq!(integers.i32(), (vec![2, 2], vec![3, -1, 6, -2]));
+        let column = Constant::i32(&[2, 1], vec![1, 2]).unwrap();
+        let floats = case("matmul").constant("x", column).input("y", &[1, 2], &[0.5, 3.0]);
+        assert_eq!(floats.f32(), (vec![2, 2], vec![0.5, 3.0, 1.0, 6.0]));
+        let fraction = Constant::f32(&[1, 1], vec![0.5]).unwrap();
+        let error = case("matmul").input_i32("x", &[1, 1], &[1]).constant("y", fraction).error();
+        assert!(error.contains("0.5 where an integer is needed"), "{error}");
     }
 
     #[test]
