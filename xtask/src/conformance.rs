@@ -2,12 +2,13 @@
 
 mod ledger;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 
 use crate::run::{make_python, ready_python, visible};
@@ -27,17 +28,19 @@ const SUITES: &[&str] = &[
 /// The wrong engines of the plug-in.
 const PLANTED: [&str; 2] = ["skewed", "zeros"];
 
-/// What to do with the cases that pass.
-#[derive(Clone, Copy, clap::ValueEnum)]
+/// Something else than to run and to judge.
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
 enum Task {
-    /// Keep them in conformance/corpus, which `cargo test` replays; skips the planted engines.
+    /// Keep the cases that pass in conformance/corpus, which `cargo test` replays; skips the planted engines.
     Record,
+    /// Judge the last run once more, after a change of the expected failures; an engine that did not run is run.
+    Again,
 }
 
 /// What to run.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Something else than to judge.
+    /// Something else than to run and to judge.
     task: Option<Task>,
     /// Keep K of N tests, by a stable hash of their names.
     #[arg(long, default_value = "1/40", value_name = "K/N", conflicts_with = "full")]
@@ -51,8 +54,11 @@ pub(crate) struct Arguments {
     /// Skip the runs with planted wrong engines, which show what a pass is worth.
     #[arg(long)]
     no_planted: bool,
+    /// Run the planted wrong engines on K of N tests only; if not given, on all that the sample keeps.
+    #[arg(long, value_name = "K/N", conflicts_with = "no_planted")]
+    planted_sample: Option<String>,
     /// Write the rows of the files that ran to docs/conformance.md.
-    #[arg(long, conflicts_with_all = ["no_planted", "task"])]
+    #[arg(long, conflicts_with = "no_planted")]
     ledger: bool,
     /// Worker processes.
     #[arg(long, default_value_t = 2)]
@@ -205,9 +211,9 @@ pub(crate) fn python(root: &Path, chosen: Option<&Path>) -> anyhow::Result<()> {
 /// Runs the suite and judges it.
 pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let expected = expected(&root.join("conformance/expected_failures.toml"))?;
-    let environment = environment(root, arguments.environment.as_deref())?;
-    let library = library(root)?;
-    let cases = suite(root, arguments, &environment, &library, "portable")?;
+    let suite = Suite::new(root, arguments)?;
+    let sample = (!arguments.full).then_some(arguments.sample.as_str());
+    let cases = suite.cases("portable", sample)?;
     ensure!(cases.iter().any(|case| case.predictions > 0), "no test predicted: the suite proves nothing");
 
     println!(
@@ -223,112 +229,163 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         println!("refused: {op} ({times})");
     }
 
-    if matches!(arguments.task, Some(Task::Record)) {
-        record(&root.join("target/conformance/portable/corpus"), &root.join("conformance/corpus"))?;
+    if arguments.task == Some(Task::Record) {
+        record(&suite.folder("portable").join("corpus"), &root.join("conformance/corpus"))?;
     } else if !arguments.no_planted {
         let mut planted = Vec::new();
         for engine in PLANTED {
-            let wrong = suite(root, arguments, &environment, &library, engine)?;
-            let (_, tally) = Tally::of(&wrong);
-            tally.print(&format!("planted wrong engine: {engine}"));
-            ensure!(
-                tally.passed * 4 <= all.passed,
-                "the tests pass {} of {} with {engine} outputs: they prove nothing",
-                tally.passed,
-                all.passed
-            );
-            planted.push(wrong);
+            let wrong = suite.cases(engine, arguments.planted_sample.as_deref().or(sample))?;
+            planted.push(Planted::of(&wrong, &cases, engine)?);
         }
         if arguments.ledger {
-            let sample = if arguments.full { "all" } else { &arguments.sample };
-            let planted: Vec<_> = planted.iter().map(|cases| Tally::of(cases).0).collect();
-            ledger::write(&root.join("docs/conformance.md"), sample, &files, &planted)?;
+            ledger::write(&root.join("docs/conformance.md"), sample.unwrap_or("all"), &files, &planted)?;
         }
     }
     judge(&cases, &expected)
 }
 
-/// Runs pytest with the plug-in and reads its log.
-fn suite(
-    root: &Path,
-    arguments: &Arguments,
-    environment: &Path,
-    library: &Path,
-    engine: &str,
-) -> anyhow::Result<Vec<Case>> {
-    let site = site(environment)?;
-    let folder = root.join("target/conformance").join(engine);
-    if folder.exists() {
-        std::fs::remove_dir_all(&folder)?;
+/// How many tests of each file pass although the engine is wrong.
+struct Planted {
+    passed: BTreeMap<String, u64>,
+    /// Of so many that pass with the right engine.
+    of: BTreeMap<String, u64>,
+}
+
+impl Planted {
+    /// The cases with a wrong engine beside the same cases with the right one.
+    fn of(wrong: &[Case], right: &[Case], engine: &str) -> anyhow::Result<Self> {
+        let real = |case: &&Case| case.outcome == "passed" && case.predictions > 0;
+        let ran: BTreeSet<&str> = wrong.iter().map(|case| case.id.as_str()).collect();
+        let count = |cases: &mut dyn Iterator<Item = &Case>| {
+            let mut files = BTreeMap::new();
+            for case in cases {
+                *files.entry(case.file().to_owned()).or_default() += 1;
+            }
+            files
+        };
+        let planted = Self {
+            passed: count(&mut wrong.iter().filter(real)),
+            of: count(&mut right.iter().filter(real).filter(|case| ran.contains(case.id.as_str()))),
+        };
+        let (passed, of) = (planted.passed.values().sum::<u64>(), planted.of.values().sum::<u64>());
+        println!("planted wrong engine: {engine} passes {passed} of {of}");
+        ensure!(passed * 4 <= of, "the tests pass {passed} of {of} with {engine} outputs: they prove nothing");
+        Ok(planted)
     }
-    std::fs::create_dir_all(&folder)?;
-    let mut paths = Vec::new();
-    for suite in SUITES {
-        collect(&site.join("coremltools").join(suite), arguments.only.as_deref(), &mut paths)?;
-    }
-    ensure!(!paths.is_empty(), "no file of the suite matches {:?}", arguments.only);
-    let mut command = Command::new(environment.join("bin/python"));
-    command
-        .current_dir(root)
-        .env("COREML_PORTABLE_LIBRARY", library)
-        .env("PYTHONPATH", std::env::join_paths([root.join("python/src"), root.join("conformance")])?)
-        .env("CONFORMANCE_ENGINE", engine)
-        .env("CONFORMANCE_LOG", folder.join("log."))
-        .env("OMP_NUM_THREADS", "1")
-        // The tests' right answers are NumPy's, whose `argsort` orders ties as the vector unit does that it finds.
-        .env("NPY_DISABLE_CPU_FEATURES", "AVX2 AVX512F AVX512_SKX")
-        .args([
-            "-m",
-            "pytest",
-            "-p",
-            "plugin",
-            "-q",
-            "--no-header",
-            "-p",
-            "no:cacheprovider",
-            "--tb",
-            "short",
-        ])
-        .args(["--timeout", "300", "--timeout-method", "thread", "-n"])
-        .arg(arguments.workers.to_string())
-        .arg("--rootdir")
-        .arg(&site)
-        .args(paths);
-    if matches!(arguments.task, Some(Task::Record)) {
-        command.env("CONFORMANCE_CORPUS", folder.join("corpus"));
-    }
-    if !arguments.full {
-        command.env("CONFORMANCE_SAMPLE", &arguments.sample);
-    }
-    let output = command.output().context("pytest does not start")?;
-    let text = folder.join("pytest.txt");
-    std::fs::write(&text, [&output.stdout[..], &output.stderr].concat())?;
-    match output.status.code() {
-        // "All passed" and "some failed".
-        Some(0 | 1) => {}
-        // The sample chose none of the tests.
-        Some(5) => return Ok(Vec::new()),
-        // Anything else means that the suite did not run; 4 that pytest lacks a plug-in, or a file does not import.
-        _ => bail!(
-            "pytest failed ({}), see {}:\n{}",
-            output.status,
-            text.display(),
-            end_of(if output.stderr.is_empty() { &output.stdout } else { &output.stderr })
-        ),
-    }
-    let mut cases: BTreeMap<String, Case> = BTreeMap::new();
-    for entry in std::fs::read_dir(&folder)? {
-        let path = entry?.path();
-        if path.is_dir() || path.extension() == Some("txt".as_ref()) {
-            continue;
+}
+
+/// Tests, the Python that runs them, and the library that they judge.
+struct Suite<'a> {
+    root: &'a Path,
+    arguments: &'a Arguments,
+    environment: PathBuf,
+    site: PathBuf,
+    library: PathBuf,
+    paths: Vec<PathBuf>,
+}
+
+impl<'a> Suite<'a> {
+    fn new(root: &'a Path, arguments: &'a Arguments) -> anyhow::Result<Self> {
+        let environment = environment(root, arguments.environment.as_deref())?;
+        let site = site(&environment)?;
+        let mut paths = Vec::new();
+        for suite in SUITES {
+            collect(&site.join("coremltools").join(suite), arguments.only.as_deref(), &mut paths)?;
         }
-        for line in std::fs::read_to_string(&path)?.lines() {
+        ensure!(!paths.is_empty(), "no file of the suite matches {:?}", arguments.only);
+        Ok(Self { root, arguments, environment, site, library: library(root)?, paths })
+    }
+
+    /// Where a run with an engine leaves its log.
+    fn folder(&self, engine: &str) -> PathBuf {
+        self.root.join("target/conformance").join(engine)
+    }
+
+    /// What became of the tests with an engine, which runs them unless the last run is to be judged again.
+    fn cases(&self, engine: &str, sample: Option<&str>) -> anyhow::Result<Vec<Case>> {
+        let folder = self.folder(engine);
+        if self.arguments.task != Some(Task::Again) || !folder.exists() {
+            self.pytest(engine, sample, &folder)?;
+        }
+        let mut cases: BTreeMap<String, Case> = BTreeMap::new();
+        for line in log_lines(&folder)? {
             let case: Case =
-                serde_json::from_str(line).with_context(|| format!("a line of {}", path.display()))?;
+                serde_json::from_str(&line).with_context(|| format!("a line of {}", folder.display()))?;
             cases.insert(case.id.clone(), case);
         }
+        Ok(cases.into_values().collect())
     }
-    Ok(cases.into_values().collect())
+
+    /// Runs pytest with the plug-in, which writes its log to the folder.
+    fn pytest(&self, engine: &str, sample: Option<&str>, folder: &Path) -> anyhow::Result<()> {
+        if folder.exists() {
+            std::fs::remove_dir_all(folder)?;
+        }
+        std::fs::create_dir_all(folder)?;
+        let text = folder.join("pytest.txt");
+        let printed = std::fs::File::create(&text)?;
+        let mut command = Command::new(self.environment.join("bin/python"));
+        command
+            .current_dir(self.root)
+            .env("COREML_PORTABLE_LIBRARY", &self.library)
+            .env(
+                "PYTHONPATH",
+                std::env::join_paths([self.root.join("python/src"), self.root.join("conformance")])?,
+            )
+            .env("CONFORMANCE_ENGINE", engine)
+            .env("CONFORMANCE_LOG", folder.join("log."))
+            .env("OMP_NUM_THREADS", "1")
+            // The tests' right answers are NumPy's, whose `argsort` orders ties as the vector unit does that it finds.
+            .env("NPY_DISABLE_CPU_FEATURES", "AVX2 AVX512F AVX512_SKX")
+            .args(["-m", "pytest", "-p", "plugin", "-q", "--no-header", "-p", "no:cacheprovider"])
+            .args(["--tb", "short", "--timeout", "300", "--timeout-method", "thread", "-n"])
+            .arg(self.arguments.workers.to_string())
+            .arg("--rootdir")
+            .arg(&self.site)
+            .args(&self.paths)
+            .stdout(printed.try_clone()?)
+            .stderr(printed);
+        if self.arguments.task == Some(Task::Record) {
+            command.env("CONFORMANCE_CORPUS", folder.join("corpus"));
+        }
+        if let Some(sample) = sample {
+            command.env("CONFORMANCE_SAMPLE", sample);
+        }
+        let mut child = command.spawn().context("pytest does not start")?;
+        let bar = ProgressBar::new_spinner();
+        bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}")?);
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            bar.set_message(format!("{engine}: {} tests", log_lines(folder)?.len()));
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        };
+        bar.finish_and_clear();
+        match status.code() {
+            // "All passed", "some failed", and "the sample chose none of the tests".
+            Some(0 | 1 | 5) => Ok(()),
+            // Anything else means that the suite did not run; 4 that pytest lacks a plug-in, or a file does not import.
+            _ => bail!(
+                "pytest failed ({status}), see {}:\n{}",
+                text.display(),
+                end_of(&std::fs::read(&text)?)
+            ),
+        }
+    }
+}
+
+/// The lines that the workers have written to their logs. One that is still being written is not among them.
+fn log_lines(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for entry in std::fs::read_dir(folder).context("there is no run to judge")? {
+        let path = entry?.path();
+        if path.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with("log.")) {
+            let text = std::fs::read_to_string(path)?;
+            lines.extend(text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::to_owned));
+        }
+    }
+    Ok(lines)
 }
 
 /// The last lines of what a program printed.

@@ -359,11 +359,12 @@ fn einsum(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     let terms = Equation::parse(&equation)?;
     Ok(Box::new(move |run| {
         let (a, b) = (run.f32(x)?, run.f32(y)?);
-        let shape = terms.shape(a.shape(), b.shape())?;
+        let [a_shape, b_shape, shape] = terms.shapes(a.shape(), b.shape())?;
         run.check_size(&shape)?;
         if [a.len(), b.len()].contains(&0) {
             return Ok(one(run.zeros::<f32>(&shape)?));
         }
+        let (a, b) = (a.broadcast(a_shape.as_slice()), b.broadcast(b_shape.as_slice()));
         rten::ops::einsum(run.pool(), &[a, b], &equation).map(one).map_err(KernelError::library)
     }))
 }
@@ -390,7 +391,8 @@ impl Equation {
         if terms.output.iter().all(known) { Ok(terms) } else { Err(bad()) }
     }
 
-    fn shape(&self, a: &[usize], b: &[usize]) -> Result<Vec<usize>, KernelError> {
+    /// The shapes of the inputs, where an axis of one is as long as its namesake if the output keeps it, and of the output.
+    fn shapes(&self, a: &[usize], b: &[usize]) -> Result<[Vec<usize>; 3], KernelError> {
         let mut sizes = std::collections::HashMap::new();
         for (letters, shape) in self.inputs.iter().zip([a, b]) {
             if letters.len() != shape.len() {
@@ -400,14 +402,20 @@ impl Equation {
                 )));
             }
             for (&letter, &size) in letters.iter().zip(shape) {
-                if *sizes.entry(letter).or_insert(size) != size {
+                let known = sizes.entry(letter).or_insert(size);
+                let broadcast = self.output.contains(&letter) && [*known, size].contains(&1);
+                if *known != size && !broadcast {
                     return Err(KernelError::shape(format!(
                         "axis `{letter}` has two sizes in {a:?} and {b:?}"
                     )));
                 }
+                if *known == 1 {
+                    *known = size;
+                }
             }
         }
-        Ok(self.output.iter().map(|letter| sizes[letter]).collect())
+        let shape = |letters: &[char]| letters.iter().map(|letter| sizes[letter]).collect();
+        Ok([shape(&self.inputs[0]), shape(&self.inputs[1]), shape(&self.output)])
     }
 }
 
@@ -556,6 +564,20 @@ mod tests {
             .bool("transpose_y", true);
         assert_eq!(shape, [2, 2, 2]);
         assert_close(&data, &expected.f32().1, 1e-6);
+    }
+
+    #[test]
+    fn einsum_broadcasts_an_axis_of_one_that_the_output_keeps() {
+        let case = |y: (&[usize], &[f32])| {
+            Case::new("einsum").inputs("values", &[(&[2, 2, 3], &ramp(12)), y]).string("equation", "vnm,mno->vno")
+        };
+        let y = [1.0, -1.0, 0.5];
+        let twice: Vec<f32> = y.iter().flat_map(|&y| [y, y]).collect();
+        let (shape, data) = case((&[3, 1, 1], &y)).f32();
+        assert_eq!((&shape, &data), (&vec![2, 2, 1], &case((&[3, 2, 1], &twice)).f32().1));
+        // A sum over an axis of one against an axis of three would not be a product of matrices.
+        let error = case((&[1, 2, 1], &[1.0, 2.0])).error();
+        assert_eq!(error, "axis `m` has two sizes in [2, 2, 3] and [1, 2, 1]");
     }
 
     #[test]

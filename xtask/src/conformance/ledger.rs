@@ -5,13 +5,13 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 
-use super::{PLANTED, Tally};
+use super::{PLANTED, Planted, Tally};
 
 const BEGIN: &str = "<!-- ledger: written by `cargo xtask conformance --ledger` -->\n";
 const END: &str = "<!-- end of ledger -->\n";
 
 /// The numbers of a row, in the order of their columns.
-const COLUMNS: [&str; 10] = [
+const COLUMNS: [&str; 11] = [
     "cases",
     "predicted",
     "passed",
@@ -20,6 +20,7 @@ const COLUMNS: [&str; 10] = [
     "failed",
     "skipped",
     "seconds",
+    "planted",
     "skewed passes",
     "zeros pass",
 ];
@@ -44,7 +45,7 @@ impl Row {
         Some((file, Self { date, sample, numbers, refused: cells.next()?.to_owned() }))
     }
 
-    fn of(tally: &Tally, date: &str, sample: &str, planted: [u64; PLANTED.len()]) -> Self {
+    fn of(tally: &Tally, date: &str, sample: &str, planted: [u64; PLANTED.len() + 1]) -> Self {
         let refused: Vec<String> = tally.refused.iter().map(|(op, n)| format!("{op} {n}")).collect();
         Self {
             date: date.to_owned(),
@@ -60,6 +61,7 @@ impl Row {
                 tally.seconds.round() as u64,
                 planted[0],
                 planted[1],
+                planted[2],
             ],
             refused: refused.join(", ").replace('|', "/"),
         }
@@ -76,19 +78,22 @@ pub(super) fn write(
     path: &Path,
     sample: &str,
     files: &BTreeMap<&str, Tally>,
-    planted: &[BTreeMap<&str, Tally>],
+    planted: &[Planted],
 ) -> anyhow::Result<()> {
     let page = std::fs::read_to_string(path).with_context(|| format!("{} is missing", path.display()))?;
     let output = std::process::Command::new("date").args(["-u", "+%Y-%m-%d"]).output()?;
     let date = String::from_utf8(output.stdout)?;
-    let passes = |engine: usize, file: &str| {
-        planted.get(engine).and_then(|files| files.get(file)).map_or(0, |tally| tally.passed)
+    // Of how many, and how many pass with each wrong engine.
+    let counts = |file: &str| {
+        let of = planted.first().map(|planted| &planted.of);
+        let columns = of.into_iter().chain(planted.iter().map(|planted| &planted.passed));
+        let mut counts = [0; PLANTED.len() + 1];
+        counts.iter_mut().zip(columns).for_each(|(count, files)| *count = files.get(file).copied().unwrap_or(0));
+        counts
     };
     let rows: Vec<_> = files
         .iter()
-        .map(|(file, tally)| {
-            (*file, Row::of(tally, date.trim(), sample, std::array::from_fn(|engine| passes(engine, file))))
-        })
+        .map(|(file, tally)| (*file, Row::of(tally, date.trim(), sample, counts(file))))
         .collect();
     std::fs::write(path, merged(&page, rows)?)?;
     Ok(())
@@ -142,7 +147,7 @@ mod tests {
             refused: BTreeMap::from([("lstm".to_owned(), 2)]),
             ..Tally::default()
         };
-        Row::of(&tally, "2026-01-02", "1/40", [1, 0])
+        Row::of(&tally, "2026-01-02", "1/40", [5, 1, 0])
     }
 
     #[test]
@@ -152,9 +157,9 @@ mod tests {
         let page = merged(&page, [("a.py", row(7))]).unwrap();
         assert!(page.starts_with("# Head\n") && page.ends_with("tail\n"), "{page}");
         assert!(
-            page.contains("| `a.py` | 2026-01-02 | 1/40 | 9 | 8 | 7 | 0 | 2 | 0 | 0 | 0 | 1 | 0 | lstm 2 |")
+            page.contains("| `a.py` | 2026-01-02 | 1/40 | 9 | 8 | 7 | 0 | 2 | 0 | 0 | 0 | 5 | 1 | 0 | lstm 2 |")
         );
-        assert!(page.contains("| all |  |  | 18 | 16 | 13 | 0 | 4 | 0 | 0 | 0 | 2 | 0 |  |"), "{page}");
+        assert!(page.contains("| all |  |  | 18 | 16 | 13 | 0 | 4 | 0 | 0 | 0 | 10 | 2 | 0 |  |"), "{page}");
         assert_eq!(page.matches("a.py").count(), 1);
     }
 
