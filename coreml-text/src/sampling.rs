@@ -68,12 +68,14 @@ pub(crate) struct Sampler {
     random: ChaCha8Rng,
     /// Tokens that can be chosen, with their logits and then probabilities; kept for its memory.
     candidates: Vec<(u32, f32)>,
+    /// The tokens that occurred, each once; kept for its memory.
+    repeated: Vec<u32>,
 }
 
 impl Sampler {
     pub(crate) fn new(rules: Sampling) -> Self {
         let random = ChaCha8Rng::seed_from_u64(rules.seed.unwrap_or_else(fresh_seed));
-        Self { rules, random, candidates: Vec::new() }
+        Self { rules, random, candidates: Vec::new(), repeated: Vec::new() }
     }
 
     /// The next token and the natural logarithm of its probability under temperature 1 and no other rule but `allowed`. `history`
@@ -95,8 +97,16 @@ impl Sampler {
         let own = log_sum_exp(candidates.iter().map(|&(_, logit)| logit));
         if self.rules.repetition_penalty != 1.0 {
             let penalty = self.rules.repetition_penalty;
-            for (_, logit) in candidates.iter_mut().filter(|(token, _)| history.contains(token)) {
-                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            self.repeated.clear();
+            self.repeated.extend_from_slice(history);
+            self.repeated.sort_unstable();
+            self.repeated.dedup();
+            // Candidates are still in the order of their tokens.
+            for token in &self.repeated {
+                if let Ok(at) = candidates.binary_search_by_key(token, |&(candidate, _)| candidate) {
+                    let logit = &mut candidates[at].1;
+                    *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                }
             }
         }
         let log_probability = |token: u32| logits.get(token as usize).map_or(f32::NEG_INFINITY, |l| l - own);
@@ -217,6 +227,17 @@ mod tests {
         assert_eq!(sampler.next(&[-2.0, -3.0], &[0], all).unwrap().0, 1);
     }
 
+    /// The rule by its letter, every candidate held against all of the history.
+    fn penalised(logits: &[f32], history: &[u32], penalty: f32, allowed: &[bool]) -> Option<u32> {
+        let score = |(token, &logit): (u32, &f32)| {
+            let repeats = history.contains(&token);
+            let changed = if logit > 0.0 { logit / penalty } else { logit * penalty };
+            (token, if repeats { changed } else { logit })
+        };
+        let candidates = (0_u32..).zip(logits).filter(|&(token, _)| allowed[token as usize]).map(score);
+        candidates.reduce(|best, one| if one.1 > best.1 { one } else { best }).map(|(token, _)| token)
+    }
+
     #[test]
     fn the_probability_is_the_models_own_over_what_is_allowed() {
         let mut sampler = Sampler::new(Sampling::greedy());
@@ -244,6 +265,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_token_that_came_often_is_penalised_once(
+            logits in prop::collection::vec(-5.0_f32..5.0, 1..40),
+            history in prop::collection::vec(0_u32..50, 0..80),
+            allowed in prop::collection::vec(any::<bool>(), 40),
+            penalty in 0.5_f32..3.0,
+        ) {
+            let rules = Sampling { repetition_penalty: penalty, ..Sampling::greedy() };
+            let found = Sampler::new(rules).next(&logits, &history, |token| allowed[token as usize]);
+            let expected = penalised(&logits, &history, penalty, &allowed);
+            prop_assert_eq!(found.map(|(token, _)| token), expected);
+        }
+
         #[test]
         fn what_is_chosen_is_allowed_whatever_the_logits(
             logits in prop::collection::vec(prop::num::f32::ANY, 1..40),
