@@ -137,12 +137,14 @@ pub(crate) enum Event {
 }
 
 /// Tokens made, or chunks of a prompt read, before another request may have its turn.
-const SLICE: usize = 16;
+pub(crate) const SLICE: usize = 16;
 
 /// A text in the making. Belongs to its stream; a slice of work borrows it.
 pub(crate) struct Text {
     pub(crate) model_ref: ModelRef,
     pub(crate) layout: Arc<Causal>,
+    /// Memories that the thread keeps.
+    pub(crate) kept: usize,
     pub(crate) tokens: Vec<u32>,
     pub(crate) prompt: usize,
     pub(crate) most: usize,
@@ -207,7 +209,7 @@ impl Text {
                 self.reason = Some(FinishReason::Deadline);
             }
         }
-        reader.keep();
+        reader.keep(self.kept);
         if let Some(reason) = self.reason.take() {
             self.recorder.record(|stats| stats.finished += 1);
             let _ = self.events.send(Event::Finish(reason, self.timings));

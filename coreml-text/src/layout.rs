@@ -105,6 +105,8 @@ pub(crate) struct Causal {
     pub(crate) padding: Option<TensorPort>,
     pub(crate) logits: Arc<str>,
     pub(crate) memory: Memory,
+    /// What one text's memory takes.
+    pub(crate) memory_bytes: usize,
     /// The most tokens that the model can have before it.
     pub(crate) context: usize,
 }
@@ -156,7 +158,18 @@ impl Causal {
         let context =
             context.ok_or_else(|| unknown("nothing says how many tokens it can have before it".into()))?;
         let mask_is_whole = mask.as_ref().is_some_and(|mask| mask.is_fixed(3));
-        let layout = Self { tokens, mask, mask_is_whole, positions, padding, logits, memory, context };
+        let bytes = |spec: &TensorSpec| {
+            spec.shape.iter().fold(spec.dtype.size(), |bytes, &axis| bytes.saturating_mul(axis))
+        };
+        let memory_bytes = match &memory {
+            Memory::State => {
+                description.states.iter().filter_map(|state| state.kind.tensor()).map(bytes).sum()
+            }
+            Memory::Explicit(pairs) => pairs.iter().map(|(port, _)| bytes(&port.spec)).sum(),
+            Memory::None => 0,
+        };
+        let layout =
+            Self { tokens, mask, mask_is_whole, positions, padding, logits, memory, memory_bytes, context };
         layout.check().map_err(unknown)?;
         Ok(layout)
     }
@@ -171,30 +184,34 @@ impl Causal {
         }
     }
 
-    /// Each cache that goes in with the output that has its name and more, and its shape (if outputs say one).
+    /// Each cache that goes in with the one output that has its name, but for the words that say which way it goes, and its shape (if
+    /// outputs say one).
     fn pairs(
         rest: &mut Vec<TensorPort>,
         description: &ModelDescription,
     ) -> Result<Vec<(TensorPort, Arc<str>)>, String> {
-        let outputs: Vec<TensorPort> = description.outputs.iter().filter_map(TensorPort::of).collect();
-        rest.drain(..)
-            .map(|input| {
-                let (name, rank) = (input.plain(), input.rank());
-                let key = name.strip_suffix("in").or(name.strip_prefix("past")).unwrap_or(&name);
-                let same = |output: &&TensorPort| {
-                    output.plain().contains(key)
-                        && (output.spec.shape.is_empty() || output.spec.shape == input.spec.shape)
-                };
-                match outputs.iter().find(same) {
-                    Some(output) if rank >= 3 && input.spec.flexible == Flexibility::Fixed => {
-                        let output = Arc::clone(&output.name);
-                        Ok((input, output))
-                    }
-                    Some(_) => Err(format!("the cache `{}` has no fixed shape", input.name)),
-                    None => Err(format!("no output replaces `{}` ({})", input.name, input.spec)),
+        let mut outputs: Vec<TensorPort> = description.outputs.iter().filter_map(TensorPort::of).collect();
+        let pair = |input: TensorPort| {
+            let stem = stem(&input.name);
+            let same = |output: &TensorPort| {
+                self::stem(&output.name) == stem
+                    && (output.spec.shape.is_empty() || output.spec.shape == input.spec.shape)
+            };
+            let found: Vec<usize> = (0..outputs.len()).filter(|&i| same(&outputs[i])).collect();
+            match found[..] {
+                [only] if input.rank() >= 3 && input.spec.flexible == Flexibility::Fixed => {
+                    let output = outputs.remove(only).name;
+                    Ok((input, output))
                 }
-            })
-            .collect()
+                [_] => Err(format!("the cache `{}` has no fixed shape", input.name)),
+                [] => Err(format!("no output replaces `{}` ({})", input.name, input.spec)),
+                [one, other, ..] => Err(format!(
+                    "`{}` and `{}` may replace `{}`",
+                    outputs[one].name, outputs[other].name, input.name
+                )),
+            }
+        };
+        rest.drain(..).map(pair).collect()
     }
 
     /// Whether it can be asked token by token, and knows where a token stands.
@@ -231,6 +248,39 @@ impl fmt::Display for Causal {
             self.tokens.name, self.logits, self.context
         )
     }
+}
+
+/// The words of a cache's name but for those that say which way it goes: `k_cache_1_in` and `k_cache_1_out`, `kCache` and `newKCache`,
+/// `past_key_values.0.key` and `present.0.key` are the same caches. Numbers are kept apart, or 1 and 2 would be 12.
+fn stem(name: &str) -> String {
+    const WAYS: [&str; 13] = [
+        "in", "input", "out", "output", "past", "present", "new", "old", "updated", "next", "current",
+        "prev", "previous",
+    ];
+    let mut words: Vec<String> = Vec::new();
+    let mut before = ' ';
+    for c in name.chars() {
+        let begins = !before.is_ascii_alphanumeric()
+            || before.is_ascii_lowercase() && c.is_ascii_uppercase()
+            || before.is_ascii_digit() != c.is_ascii_digit();
+        if c.is_ascii_alphanumeric() {
+            match words.last_mut() {
+                Some(word) if !begins => word.push(c.to_ascii_lowercase()),
+                _ => words.push(c.to_ascii_lowercase().into()),
+            }
+        }
+        before = c;
+    }
+    // `past_key_values` is the name of all of them.
+    let all = words.first().is_some_and(|word| word == "past" || word == "present")
+        && words.get(1..3).is_some_and(|words| words == ["key", "values"]);
+    words.drain(..if all { 3 } else { 0 });
+    words.retain(|word| !WAYS.contains(&word.as_str()));
+    words.into_iter().fold(String::new(), |stem, word| {
+        let numbers =
+            stem.ends_with(|c: char| c.is_ascii_digit()) && word.starts_with(|c: char| c.is_ascii_digit());
+        stem + if numbers { "." } else { "" } + &word
+    })
 }
 
 /// The inputs that are tensors; no other may be needed.
@@ -293,5 +343,78 @@ impl Encoder {
         let length = ports.into_iter().flatten().filter_map(|port| port.most(1)).min();
         let output = Arc::clone(&output.name);
         Ok(Self { output, tokens, mask, types, length })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn description(caches: &[(&str, &str)]) -> ModelDescription {
+        let feature = |name: &str, dtype: &str, shape: &[usize]| {
+            format!(
+                r#"{{"name": "{name}", "kind": "tensor", "tensor": {{"dtype": "{dtype}", "shape": {shape:?}}}}}"#
+            )
+        };
+        let cache = |name: &str| feature(name, "float32", &[1, 2, 9, 4]);
+        let inputs = [feature("input_ids", "int32", &[1, 1]), feature("position_ids", "int32", &[1, 1])];
+        let inputs: Vec<String> =
+            inputs.into_iter().chain(caches.iter().map(|(input, _)| cache(input))).collect();
+        let outputs: Vec<String> = caches.iter().map(|(_, output)| cache(output)).collect();
+        let logits = feature("logits", "float32", &[1, 1, 7]);
+        let json = format!(
+            r#"{{"inputs": [{}], "outputs": [{}, {logits}]}}"#,
+            inputs.join(", "),
+            outputs.join(", ")
+        );
+        serde_json::from_str(&json).unwrap()
+    }
+
+    fn pairs(caches: &[(&str, &str)]) -> Result<Vec<(String, String)>, String> {
+        match Causal::find("m", &description(caches)).map_err(|unknown| unknown.reason)?.memory {
+            Memory::Explicit(pairs) => Ok(pairs
+                .into_iter()
+                .map(|(port, output)| (port.name.to_string(), output.to_string()))
+                .collect()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_cache_of_twelve_layers_has_an_output_of_its_own() {
+        type Name = fn(usize) -> String;
+        let namings: [(Name, Name); 4] = [
+            (|i| format!("k_cache_{i}_in"), |i| format!("k_cache_{i}_out")),
+            (|i| format!("kCache{i}"), |i| format!("newKCache{i}")),
+            (|i| format!("past_key_values.{i}.key"), |i| format!("present.{i}.key")),
+            (|i| format!("past_value_{i}"), |i| format!("present_value_{i}")),
+        ];
+        for (input, output) in namings {
+            // From the last on, so that what comes first is not what is right.
+            let names: Vec<(String, String)> = (0..12).rev().map(|i| (input(i), output(i))).collect();
+            let caches: Vec<(&str, &str)> = names.iter().map(|(i, o)| (i.as_str(), o.as_str())).collect();
+            let found = pairs(&caches).unwrap();
+            assert_eq!(found, names);
+            assert_eq!(found.iter().map(|(_, output)| output).collect::<BTreeSet<_>>().len(), 12);
+        }
+        assert_eq!(pairs(&[("cache", "updated_cache")]).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_cache_whose_output_is_not_certain_is_refused() {
+        for (caches, reason) in [
+            (
+                &[("k_1_in", "k_1_out"), ("k_in", "k_1_new")][..],
+                "`k_1_out` and `k_1_new` may replace `k_1_in`",
+            ),
+            (&[("k_1_in", "k_10_out")], "no output replaces `k_1_in`"),
+            (&[("k_1_2_in", "k_12_out")], "no output replaces `k_1_2_in`"),
+            (&[("k_in", "k_out"), ("k_old", "v_out")], "no output replaces `k_old`"),
+        ] {
+            let error = pairs(caches).unwrap_err();
+            assert!(error.contains(reason), "{error}");
+        }
     }
 }

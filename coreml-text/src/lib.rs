@@ -45,6 +45,7 @@ mod layout;
 mod load;
 mod model;
 mod prompt;
+mod question;
 mod reader;
 mod sampling;
 mod session;

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use crate::constraint::Grammars;
 use crate::generation::{Event, Text};
 use crate::layout::Causal;
-use crate::reader::Reader;
+use crate::question::Question;
 use crate::sampling::{Sampler, log_sum_exp};
 use crate::stats::Recorder;
 use crate::stop::StopStrings;
@@ -46,6 +46,21 @@ struct Parts {
     ends: Vec<u32>,
     grammars: Arc<Grammars>,
     recorder: Arc<Recorder>,
+    /// For memories, in bytes.
+    memory: usize,
+}
+
+/// Four memories of Apple's Mistral with a context of 2,048, or hundreds of a small model.
+pub(crate) const MEMORY: usize = 1 << 30;
+
+impl Parts {
+    /// How many memories a thread keeps: at least one, or a text would be read anew with every slice; none of a model without any.
+    fn kept(&self) -> usize {
+        match self.layout.memory_bytes {
+            0 => 0,
+            bytes => (self.memory / bytes).max(1),
+        }
+    }
 }
 
 impl TextModel {
@@ -77,6 +92,7 @@ impl TextModel {
             ends,
             grammars: Arc::default(),
             recorder: before.map_or_else(Arc::default, |before| Arc::clone(&before.recorder)),
+            memory: MEMORY,
         };
         Self::with_parts(client.clone(), model_ref, parts)
     }
@@ -117,6 +133,18 @@ impl TextModel {
     /// [`TextError::Client`] if the model is not loaded any more.
     pub fn with_template(self, template: ChatTemplate) -> Result<Self, TextError> {
         let parts = Parts { template: Some(template), ..(*self.parts).clone() };
+        Self::with_parts(self.client, self.model_ref, parts)
+    }
+
+    /// With another bound for what each inference thread keeps of texts that it has read, in bytes; by default a gibibyte.
+    ///
+    /// A memory, the key-value cache of one text, always takes the room for a whole context: what the description says of states or
+    /// caches. As many are kept as fit, but always one; of texts that take turns, each more than fit is read anew in every turn.
+    ///
+    /// # Errors
+    /// [`TextError::Client`] if the model is not loaded any more.
+    pub fn with_memory(self, bytes: usize) -> Result<Self, TextError> {
+        let parts = Parts { memory: bytes, ..(*self.parts).clone() };
         Self::with_parts(self.client, self.model_ref, parts)
     }
 
@@ -181,7 +209,7 @@ impl TextModel {
     /// As [`generate`](Self::generate).
     pub fn start(&self, prompt: Vec<u32>, generation: Generation) -> Result<TextStream, TextError> {
         self.check_prompt(prompt.len())?;
-        let Parts { layout, tokenizer, ends, grammars, recorder, template: _ } = &*self.parts;
+        let Parts { layout, tokenizer, ends, grammars, recorder, template: _, memory: _ } = &*self.parts;
         generation.sampling.check().map_err(|reason| TextError::Sampling { reason })?;
         let guide = match &generation.constraint {
             Some(constraint) => {
@@ -194,6 +222,7 @@ impl TextModel {
         let text = Text {
             model_ref: self.model_ref,
             layout: Arc::clone(layout),
+            kept: self.parts.kept(),
             prompt: prompt.len(),
             tokens: prompt,
             most: generation.most,
@@ -235,10 +264,13 @@ impl TextModel {
     }
 
     /// How likely the model is to go on with each of the texts, as probabilities that sum to 1 over them: from its own logits,
-    /// without a word being made.
+    /// without a word being made. The prompt is read once, and then what each choice adds to it, in slices as texts are made.
     ///
     /// # Errors
     /// As [`generate`](Self::generate); [`TextError::Client`] with what happened to the request.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the question within one token.
     pub async fn choose(
         &self,
         prompt: &str,
@@ -252,6 +284,9 @@ impl TextModel {
     ///
     /// # Errors
     /// As [`choose`](Self::choose).
+    ///
+    /// # Cancel safety
+    /// As [`choose`](Self::choose).
     pub async fn choose_after(
         &self,
         prompt: Vec<u32>,
@@ -261,50 +296,32 @@ impl TextModel {
         let choices =
             choices.iter().map(|text| self.tokenizer().encode_bare(text)).collect::<Result<Vec<_>, _>>()?;
         let longest = choices.iter().map(Vec::len).max().unwrap_or(0);
+        if prompt.is_empty() {
+            return Err(TextError::EmptyPrompt);
+        }
         self.check_prompt(prompt.len() + longest)?;
-        let scores = Arc::new(Mutex::new(Vec::new()));
-        let (model_ref, layout, sink) = (self.model_ref, Arc::clone(&self.parts.layout), Arc::clone(&scores));
-        let score = Procedure::new(move |model, _| {
-            let mut found = Vec::with_capacity(choices.len());
-            for choice in &choices {
-                found.push(log_probability(model, model_ref, &layout, &prompt, choice)?);
+        // Ends with this future.
+        let asker = Arc::new(());
+        let (layout, alive) = (Arc::clone(&self.parts.layout), Arc::downgrade(&asker));
+        let question = Question::new(self.model_ref, layout, self.parts.kept(), prompt, choices, alive);
+        let question = Arc::new(Mutex::new(question));
+        let scores = loop {
+            let under_way = Arc::clone(&question);
+            let slice = Procedure::new(move |model, _| {
+                under_way.lock().unwrap_or_else(PoisonError::into_inner).slice(model)?;
+                Ok(Features::new())
+            });
+            let mut request = InferenceRequest::new(self.model_ref, Features::new()).procedure(slice);
+            request.priority = options.priority;
+            request.deadline = options.deadline;
+            self.client.enqueue_inference(request).await?;
+            if let Some(scores) = question.lock().unwrap_or_else(PoisonError::into_inner).answer() {
+                break scores;
             }
-            *sink.lock().unwrap_or_else(PoisonError::into_inner) = found;
-            Ok(Features::new())
-        });
-        let mut request = InferenceRequest::new(self.model_ref, Features::new()).procedure(score);
-        request.priority = options.priority;
-        request.deadline = options.deadline;
-        self.client.enqueue_inference(request).await?;
-        let scores = std::mem::take(&mut *scores.lock().unwrap_or_else(PoisonError::into_inner));
+        };
         let sum = log_sum_exp(scores.iter().copied());
         Ok(scores.into_iter().map(|score| (score - sum).exp()).collect())
     }
-}
-
-/// Of `choice` after `prompt`.
-fn log_probability(
-    model: &coreml_bridge::CoreMlHandle,
-    model_ref: ModelRef,
-    layout: &Causal,
-    prompt: &[u32],
-    choice: &[u32],
-) -> Result<f32, coreml_bridge::Error> {
-    let mut tokens = prompt.to_vec();
-    let mut sum = 0.0;
-    let mut reader = Reader::open(model, model_ref, layout, &tokens)?;
-    for &token in choice {
-        let logits = loop {
-            if let Some(logits) = reader.advance(model, layout, &tokens)? {
-                break logits;
-            }
-        };
-        let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
-        sum += logit - log_sum_exp(logits.iter().copied());
-        tokens.push(token);
-    }
-    reader.keep();
-    Ok(sum)
 }
 
 /// A text as it is made, piece by piece.

@@ -1,8 +1,8 @@
 //! What runs on the inference thread: reading tokens into a model's memory.
 //!
 //! A model's memory cannot leave its thread, and a thread can lose its instance. So the tokens are the truth and a memory is a
-//! cache of them: each inference thread keeps the memories that were used last, and a text goes on with the one that holds the
-//! longest beginning of it. What is not there is read again. So several texts share one model, one that begins like another
+//! cache of them: each inference thread keeps the memories that were used last, as many as there is room for
+//! ([`TextModel::with_memory`](crate::TextModel::with_memory)), and a text goes on with the one that holds the longest beginning of it. What is not there is read again. So several texts share one model, one that begins like another
 //! continues from a copy of its memory, and nothing is lost when a thread starts anew. `docs/decisions/0006` has the reasons.
 
 use std::cell::RefCell;
@@ -16,9 +16,6 @@ use coreml_client::ModelRef;
 use half::f16;
 
 use crate::layout::{Causal, Memory, TensorPort};
-
-/// Memories that a thread keeps, of all its models.
-const KEPT: usize = 8;
 
 /// Less than this is sooner read again than copied.
 const WORTH_A_COPY: usize = 16;
@@ -78,12 +75,11 @@ impl Reader {
         layout: &Causal,
         tokens: &[u32],
     ) -> Result<Self, Error> {
-        let shared = |reader: &Reader| reader.read.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         let found = MEMORIES.with_borrow_mut(|memories| {
             let own = memories.iter().enumerate().filter(|(_, reader)| reader.model_ref == model_ref);
             let candidates = own.map(|(i, reader)| {
                 // At least one token is read anew: its logits are wanted.
-                let common = shared(reader).min(tokens.len().saturating_sub(1));
+                let common = reader.shared(tokens).min(tokens.len().saturating_sub(1));
                 // Of equals one that need not be copied: the text's own, and not one that went the same way before it.
                 (common, reader.read.len() <= common + 1, i)
             });
@@ -114,13 +110,29 @@ impl Reader {
         self.read.len()
     }
 
-    /// Leaves the memory to whoever goes on with its text.
-    pub(crate) fn keep(self) {
+    /// Goes back to where `tokens` part from what it has read, if they do. Nothing has to be undone: what comes later is hidden until it
+    /// is overwritten.
+    pub(crate) fn rewind(&mut self, tokens: &[u32]) {
+        // As when it was opened, the last token is read anew.
+        let common = self.shared(tokens).min(tokens.len().saturating_sub(1));
+        self.read.truncate(common);
+    }
+
+    fn shared(&self, tokens: &[u32]) -> usize {
+        self.read.iter().zip(tokens).take_while(|(a, b)| a == b).count()
+    }
+
+    /// Leaves the memory to whoever goes on with its text; of all of its model the `most` that were used last are kept.
+    pub(crate) fn keep(self, most: usize) {
         MEMORIES.with_borrow_mut(|memories| {
-            if memories.len() == KEPT {
-                memories.remove(0);
-            }
+            let model_ref = self.model_ref;
             memories.push(self);
+            let own = |reader: &Reader| reader.model_ref == model_ref;
+            while memories.iter().filter(|reader| own(reader)).count() > most {
+                // The first is the one that nobody used for the longest time.
+                let Some(oldest) = memories.iter().position(own) else { break };
+                memories.remove(oldest);
+            }
         });
     }
 

@@ -10,6 +10,7 @@ use coreml_testing::FakeBridge;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 
+use crate::model::MEMORY;
 use crate::tokenizer::tests::bytes;
 use crate::{
     Completion, Constraint, Embedder, FinishReason, Generation, Pooling, Sampling, TextError, TextModel,
@@ -286,6 +287,90 @@ async fn choices_have_the_models_own_probabilities() {
     let sum: f64 = weights.iter().sum();
     for (found, weight) in found.iter().zip(weights) {
         assert!((f64::from(*found) - weight / sum).abs() < 1e-4, "{found} for {}", weight / sum);
+    }
+}
+
+#[tokio::test]
+async fn choices_are_scored_alike_in_every_layout_and_the_prompt_is_read_once() {
+    let long = "and so on ".repeat(4);
+    let choices = ["1,", "10,", "11,", "a", "", long.as_str()];
+    let mut answers = Vec::new();
+    for (fake, chunk) in [(stateful(), 64), (explicit(), 32), (forgetful(), CONTEXT)] {
+        let (_client, _, model) = model(fake, 1).await;
+        answers.push(model.choose(PROMPT, &choices, &Generation::default()).await.unwrap());
+        let again = choices.iter().map(|choice| choice.len().saturating_sub(1)).sum::<usize>();
+        assert_eq!(fake.counts().predictions, PROMPT.len().div_ceil(chunk) + again, "{model:?}");
+        // Not one copy of the memory: the one that there is goes back and forth.
+        assert!(fake.counts().live_states <= 1, "{:?}", fake.counts());
+        if chunk == 64 {
+            // And whoever goes on from the prompt has it.
+            let next = complete(&model, &format!("{PROMPT}10, and"), most(1)).await;
+            assert_eq!(next.timings.reused_tokens, PROMPT.len() - 1);
+            assert_eq!(fake.counts().live_states, 1);
+        }
+    }
+    for other in &answers[1..] {
+        assert!(answers[0].iter().zip(other).all(|(a, b)| (a - b).abs() < 1e-6), "{answers:?}");
+    }
+    let (_client, _, model) = model(stateful(), 1).await;
+    let nothing = model.choose("", &["yes"], &Generation::default()).await.unwrap_err();
+    assert!(matches!(nothing, TextError::EmptyPrompt), "{nothing:?}");
+}
+
+#[tokio::test]
+async fn a_choice_that_is_dropped_stops_within_one_token() {
+    let fake = stateful();
+    let (client, _, model) = model(fake, 1).await;
+    fake.behave(|behaviour| behaviour.predict_delay = Duration::from_millis(5));
+    let long = "x".repeat(100);
+    let (options, choices) = (Generation::default(), [long.as_str(), "y"]);
+    let dropped =
+        tokio::time::timeout(Duration::from_millis(60), model.choose("Is it? ", &choices, &options)).await;
+    assert!(dropped.is_err());
+    let then = fake.counts().predictions;
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    assert!(fake.counts().predictions <= then + 1, "{} after {then}", fake.counts().predictions);
+    assert_eq!(client.stats().models[0].running, 0);
+}
+
+#[tokio::test]
+async fn a_long_choice_gives_others_their_turn() {
+    let fake = stateful();
+    let (_client, _, model) = model(fake, 1).await;
+    fake.behave(|behaviour| behaviour.predict_delay = Duration::from_millis(2));
+    let long = "x".repeat(200);
+    let (options, choices) = (Generation::default(), [long.as_str(), "y"]);
+    let mut choice = std::pin::pin!(model.choose("Is it? ", &choices, &options));
+    let text = tokio::select! {
+        biased;
+        found = &mut choice => panic!("{found:?} before anyone else"),
+        text = complete(&model, "A", most(2)) => text.text,
+    };
+    assert_eq!(text, expected("A", 2));
+    assert!(choice.await.unwrap()[1] > 0.5);
+}
+
+#[tokio::test]
+async fn texts_that_take_turns_keep_their_memories_as_far_as_there_is_room() {
+    // A memory of the fake takes a kibibyte.
+    let one = CONTEXT * size_of::<f32>();
+    for (texts, bytes, reused) in
+        [(12, MEMORY, true), (12, 12 * one, true), (12, 11 * one, false), (1, 0, true)]
+    {
+        let fake = stateful();
+        let (_client, _, model) = model(fake, 1).await;
+        let model = model.with_memory(bytes).unwrap();
+        let prompts: Vec<String> =
+            (b'a'..).map(|c| char::from(c).to_string().repeat(20)).take(texts).collect();
+        for prompt in &prompts {
+            complete(&model, prompt, most(1)).await;
+        }
+        assert!(fake.counts().live_states <= (bytes / one).max(1), "{:?}", fake.counts());
+        for prompt in &prompts {
+            let again = complete(&model, prompt, most(1)).await;
+            assert_eq!(again.timings.reused_tokens, if reused { 19 } else { 0 }, "{texts} in {bytes}");
+            assert_eq!(again.text, expected(prompt, 1));
+        }
     }
 }
 
