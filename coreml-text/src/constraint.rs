@@ -73,6 +73,21 @@ pub enum ConstraintError {
 pub(crate) struct Grammars(OnceLock<ParserFactory>);
 
 impl Grammars {
+    /// Takes that look.
+    pub(crate) fn prepare(&self, tokenizer: &Tokenizer, end: u32) -> Result<&ParserFactory, ConstraintError> {
+        if let Some(factory) = self.0.get() {
+            return Ok(factory);
+        }
+        let mut factory = ParserFactory::new_simple(&tokenizer.trie(end)?).map_err(|e| invalid(&e))?;
+        factory.quiet();
+        Ok(self.0.get_or_init(|| factory))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_prepared(&self) -> bool {
+        self.0.get().is_some()
+    }
+
     /// Begins a text; `end` is the token that ends it.
     pub(crate) fn guide(
         &self,
@@ -80,15 +95,7 @@ impl Grammars {
         tokenizer: &Tokenizer,
         end: u32,
     ) -> Result<Guide, ConstraintError> {
-        let factory = match self.0.get() {
-            Some(factory) => factory,
-            None => {
-                let mut factory =
-                    ParserFactory::new_simple(&tokenizer.trie(end)?).map_err(|e| invalid(&e))?;
-                factory.quiet();
-                self.0.get_or_init(|| factory)
-            }
-        };
+        let factory = self.prepare(tokenizer, end)?;
         let parser = factory.create_parser(constraint.grammar()?).map_err(|e| invalid(&e))?;
         let mut guide = Guide { matcher: Matcher::new(Ok(parser)), allowed: Default::default() };
         guide.look()?;

@@ -89,7 +89,7 @@ impl Embedder {
     /// [`TextError::Client`] if the model is not loaded.
     pub fn new(client: &ModelClient, model_ref: ModelRef, tokenizer: &Tokenizer) -> Result<Self, TextError> {
         let description = client.description(model_ref)?;
-        let layout = Encoder::find(&model_ref.to_string(), &description)?;
+        let layout = Encoder::find(&crate::model::name(client, model_ref), &description)?;
         let tokenizer = tokenizer.for_encoder(layout.length)?;
         Ok(Self {
             client: client.clone(),

@@ -6,6 +6,7 @@ use coreml_client::{ModelClient, ModelRef, ModelSource};
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
+use crate::constraint::Grammars;
 use crate::{ChatTemplate, TextError, TextModel, Tokenizer, TokenizerError};
 
 /// Loads a text model with the default client; blocks until it is there. See [`TextModel::load`] for the files, and
@@ -34,7 +35,8 @@ use crate::{ChatTemplate, TextError, TextModel, Tokenizer, TokenizerError};
 pub fn load_model(path: impl AsRef<Path>) -> Result<ModelRef, TextError> {
     let (client, path) = (ModelClient::new(), path.as_ref());
     let files = Files::read(path)?;
-    Ok(files.model(&client, client.load_model(path)?)?.model_ref())
+    let model_ref = client.load_model(path)?;
+    Ok(files.model_or_unload(&client, model_ref)?.model_ref())
 }
 
 /// As [`load_model`], for async code.
@@ -54,7 +56,7 @@ impl TextModel {
     ///
     /// # Errors
     /// [`TextError::Tokenizer`], [`TextError::TokenizerConfig`], [`TextError::Template`] with what is wrong with a file; what
-    /// [`new`](Self::new) says; [`TextError::Client`] if the model cannot be loaded.
+    /// [`new`](Self::new) says; [`TextError::Client`] if the model cannot be loaded. No model stays loaded then.
     ///
     /// # Cancel safety
     /// As [`ModelClient::load`].
@@ -75,7 +77,7 @@ impl TextModel {
         let source = source.into();
         let path = source.path().to_owned();
         let (sender, receiver) = oneshot::channel();
-        // Files, and a vocabulary to sort: not on a thread of the executor.
+        // Files, and a vocabulary to sort, several times: not on a thread of the executor.
         let read = move || {
             let _ = sender.send(Files::read(&path));
         };
@@ -84,13 +86,15 @@ impl TextModel {
         // Without an answer the thread has panicked.
         let panicked = || TokenizerError::Parse { source: "its library panicked".into() };
         let files = receiver.await.map_err(|_| panicked())??;
-        files.model(client, client.load(source).await?)
+        let model_ref = client.load(source).await?;
+        files.model_or_unload(client, model_ref)
     }
 }
 
 /// What lies beside a model.
 struct Files {
     tokenizer: Tokenizer,
+    grammars: Grammars,
     end: Option<String>,
     template: Option<ChatTemplate>,
 }
@@ -167,12 +171,26 @@ impl Files {
             }
             None => None,
         };
-        Ok(Self { tokenizer, end, template })
+        tokenizer.prepare()?;
+        let grammars = Grammars::default();
+        if let Some(token) = end.as_deref().and_then(|end| tokenizer.token(end)) {
+            // If it fails it fails again, for the first who wants constrained text; others need none of it.
+            let _ = grammars.prepare(&tokenizer, token);
+        }
+        Ok(Self { tokenizer, grammars, end, template })
+    }
+
+    /// The loaded model with all this. Nobody would unload one whose reference nobody has.
+    fn model_or_unload(self, client: &ModelClient, model_ref: ModelRef) -> Result<TextModel, TextError> {
+        self.model(client, model_ref).inspect_err(|_| {
+            // It may be gone already.
+            let _ = client.unload(model_ref);
+        })
     }
 
     fn model(self, client: &ModelClient, model_ref: ModelRef) -> Result<TextModel, TextError> {
         let end: Vec<&str> = self.end.as_deref().into_iter().collect();
-        let model = TextModel::new(client, model_ref, self.tokenizer, &end)?;
+        let model = TextModel::with_grammars(client, model_ref, self.tokenizer, &end, self.grammars.into())?;
         match self.template {
             Some(template) => model.with_template(template),
             None => Ok(model),
@@ -186,5 +204,64 @@ fn optional(path: &Path) -> Result<Option<String>, TokenizerError> {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(TokenizerError::Read { path: path.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use coreml_testing::{FakeBridge, byte_tokenizer};
+
+    use super::*;
+    use crate::tests::stateful;
+
+    fn folder(config: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("tokenizer.json"), byte_tokenizer("</s>")).unwrap();
+        std::fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
+        folder
+    }
+
+    async fn load(fake: FakeBridge, config: &str) -> (ModelClient, Result<TextModel, TextError>) {
+        let folder = folder(config);
+        let client = ModelClient::builder().bridge(fake.bridge()).threads(1).build();
+        let model = TextModel::load(&client, folder.path().join("fake.mlpackage").as_path()).await;
+        (client, model)
+    }
+
+    #[tokio::test]
+    async fn what_takes_a_look_at_every_token_is_done_when_a_model_is_loaded() {
+        let (client, model) = load(stateful(), r#"{"eos_token": "</s>"}"#).await;
+        let model = model.unwrap();
+        assert!(model.is_prepared());
+        let again =
+            TextModel::new(&client, model.model_ref(), crate::tokenizer::tests::bytes(), &["<|end|>"]);
+        let again = again.unwrap();
+        assert!(!again.is_prepared());
+        again.prepare().unwrap();
+        assert!(again.is_prepared());
+    }
+
+    /// A model that was unloaded is counted until its threads have ended.
+    async fn none_left(client: &ModelClient) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !client.stats().models.is_empty() {
+            assert!(Instant::now() < end, "{:?}", client.stats().models);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_model_that_is_no_text_model_does_not_stay_loaded_and_is_named() {
+        let (client, model) = load(stateful(), r#"{"eos_token": "<eos>"}"#).await;
+        assert!(matches!(model, Err(TextError::UnknownToken { .. })));
+        none_left(&client).await;
+        // The fake's own model knows neither tokens nor logits.
+        let (client, model) = load(FakeBridge::new(), "{}").await;
+        let error = model.unwrap_err();
+        assert!(matches!(error, TextError::UnknownLayout(_)), "{error:?}");
+        assert!(error.to_string().contains("fake.mlpackage: not a text model"), "{error}");
+        none_left(&client).await;
     }
 }

@@ -67,7 +67,8 @@ impl TextModel {
     /// A model that `client` has loaded. `end` are the tokens that end a text, by their text, such as `</s>`.
     ///
     /// The client keeps all this beside the model, so [`PromptRequest`](crate::PromptRequest)s find it by the model's reference: what
-    /// was said last, until the model is unloaded.
+    /// was said last, until the model is unloaded. What constrained text needs is made with the first of it, unless
+    /// [`prepare`](Self::prepare) has made it.
     ///
     /// # Errors
     /// [`TextError::UnknownLayout`]; [`TextError::UnknownToken`] for an end that the tokenizer does not know;
@@ -78,8 +79,18 @@ impl TextModel {
         tokenizer: Tokenizer,
         end: &[&str],
     ) -> Result<Self, TextError> {
+        Self::with_grammars(client, model_ref, tokenizer, end, Arc::default())
+    }
+
+    pub(crate) fn with_grammars(
+        client: &ModelClient,
+        model_ref: ModelRef,
+        tokenizer: Tokenizer,
+        end: &[&str],
+        grammars: Arc<Grammars>,
+    ) -> Result<Self, TextError> {
         let description = client.description(model_ref)?;
-        let layout = Causal::find(&model_ref.to_string(), &description)?;
+        let layout = Causal::find(&name(client, model_ref), &description)?;
         let token = |text: &&str| {
             tokenizer.token(text).ok_or_else(|| TextError::UnknownToken { token: (*text).to_owned() })
         };
@@ -90,11 +101,30 @@ impl TextModel {
             tokenizer,
             template: None,
             ends,
-            grammars: Arc::default(),
+            grammars,
             recorder: before.map_or_else(Arc::default, |before| Arc::clone(&before.recorder)),
             memory: MEMORY,
         };
         Self::with_parts(client.clone(), model_ref, parts)
+    }
+
+    /// Makes what constrained text, and text that is not trusted, need of the tokenizer, which else the first of them makes: it looks at
+    /// every token, so async code has this done on a thread that may block. [`load`](Self::load) has done it.
+    ///
+    /// # Errors
+    /// [`TextError::Tokenizer`]; [`TextError::Constraint`] if the bytes of the tokens cannot be known, so that no text can be constrained.
+    pub fn prepare(&self) -> Result<(), TextError> {
+        let Parts { tokenizer, ends, grammars, .. } = &*self.parts;
+        tokenizer.prepare()?;
+        if let Some(&end) = ends.first() {
+            grammars.prepare(tokenizer, end)?;
+        }
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_prepared(&self) -> bool {
+        self.parts.tokenizer.is_prepared() && self.parts.grammars.is_prepared()
     }
 
     fn with_parts(client: ModelClient, model_ref: ModelRef, parts: Parts) -> Result<Self, TextError> {
@@ -218,6 +248,7 @@ impl TextModel {
             }
             None => None,
         };
+        let decoder = Decoder::after(tokenizer.clone(), &prompt)?;
         let (events, receiver) = unbounded_channel();
         let text = Text {
             model_ref: self.model_ref,
@@ -230,7 +261,7 @@ impl TextModel {
             stop_tokens: generation.stop_tokens,
             sampler: Sampler::new(generation.sampling),
             guide,
-            decoder: Decoder::new(tokenizer.clone()),
+            decoder,
             stops: StopStrings::new(generation.stop),
             deadline: generation.deadline,
             timings: TextTimings::default(),
@@ -294,7 +325,7 @@ impl TextModel {
         options: &Generation,
     ) -> Result<Vec<f32>, TextError> {
         let choices =
-            choices.iter().map(|text| self.tokenizer().encode_bare(text)).collect::<Result<Vec<_>, _>>()?;
+            choices.iter().map(|text| self.tokenizer().encode_more(text)).collect::<Result<Vec<_>, _>>()?;
         let longest = choices.iter().map(Vec::len).max().unwrap_or(0);
         if prompt.is_empty() {
             return Err(TextError::EmptyPrompt);
@@ -322,6 +353,13 @@ impl TextModel {
         let sum = log_sum_exp(scores.iter().copied());
         Ok(scores.into_iter().map(|score| (score - sum).exp()).collect())
     }
+}
+
+/// Where a model was loaded from, for whoever reads an error; its number, if it is gone.
+pub(crate) fn name(client: &ModelClient, model_ref: ModelRef) -> String {
+    let models = client.stats().models;
+    let model = models.iter().rfind(|model| model.model_ref == model_ref);
+    model.map_or_else(|| model_ref.to_string(), |model| model.path.display().to_string())
 }
 
 /// A text as it is made, piece by piece.

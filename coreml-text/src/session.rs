@@ -53,7 +53,7 @@ impl Session {
     pub fn push(&mut self, text: &str) -> Result<(), TextError> {
         let tokenizer = self.model.tokenizer();
         let tokens =
-            if self.tokens.is_empty() { tokenizer.encode(text) } else { tokenizer.encode_bare(text) };
+            if self.tokens.is_empty() { tokenizer.encode(text) } else { tokenizer.encode_more(text) };
         self.tokens.extend(tokens?);
         Ok(())
     }

@@ -58,7 +58,7 @@ fn description(inputs: &[String], outputs: &[String], states: &[String]) -> Stri
 }
 
 /// As Apple exports language models.
-fn stateful() -> FakeBridge {
+pub(crate) fn stateful() -> FakeBridge {
     let most = CONTEXT as i64;
     let json = description(
         &[

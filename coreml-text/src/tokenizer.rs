@@ -22,6 +22,14 @@ pub enum TokenizerError {
         source: std::io::Error,
     },
     /// The file is not a tokenizer.
+    #[error("{} is not a tokenizer.json", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the library says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The text is not a tokenizer.
     #[error("not a tokenizer.json")]
     Parse {
         /// What the library says.
@@ -70,7 +78,9 @@ pub struct Tokenizer {
 struct Inner {
     encoder: tokenizers::Tokenizer,
     json: Box<[u8]>,
-    /// The same without added tokens; made when it is first asked for.
+    /// The same for what stands in the middle of a text; `None`: it makes no difference. Made when it is first asked for, as is the next.
+    middle: OnceLock<Option<tokenizers::Tokenizer>>,
+    /// The same for that, without added tokens.
     plain: OnceLock<tokenizers::Tokenizer>,
 }
 
@@ -78,12 +88,15 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`.
     ///
     /// # Errors
-    /// [`TokenizerError::Read`], [`TokenizerError::Parse`].
+    /// [`TokenizerError::Read`], [`TokenizerError::File`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
         let path = path.as_ref();
         let bytes =
             std::fs::read(path).map_err(|source| TokenizerError::Read { path: path.to_owned(), source })?;
-        Self::from_bytes(&bytes)
+        Self::from_bytes(&bytes).map_err(|error| match error {
+            TokenizerError::Parse { source } => TokenizerError::File { path: path.to_owned(), source },
+            other => other,
+        })
     }
 
     /// From the contents of a `tokenizer.json`.
@@ -93,7 +106,27 @@ impl Tokenizer {
     pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
         let encoder =
             tokenizers::Tokenizer::from_bytes(json).map_err(|source| TokenizerError::Parse { source })?;
-        Ok(Self { inner: Arc::new(Inner { encoder, json: json.into(), plain: OnceLock::new() }) })
+        Ok(Self::with(encoder, json.into()))
+    }
+
+    fn with(encoder: tokenizers::Tokenizer, json: Box<[u8]>) -> Self {
+        let (middle, plain) = (OnceLock::new(), OnceLock::new());
+        Self { inner: Arc::new(Inner { encoder, json, middle, plain }) }
+    }
+
+    /// Makes what [`encode_more`](Self::encode_more) and [`encode_plain`](Self::encode_plain) need, which else the first of them makes:
+    /// it reads the whole file again, so async code has this done on a thread that may block.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Parse`].
+    pub fn prepare(&self) -> Result<(), TokenizerError> {
+        self.middle()?;
+        self.plain().map(|_| ())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_prepared(&self) -> bool {
+        self.inner.middle.get().is_some() && self.inner.plain.get().is_some()
     }
 
     /// The tokens of a text, with those that the tokenizer adds by itself (such as a beginning).
@@ -104,8 +137,8 @@ impl Tokenizer {
         self.tokens(text, true)
     }
 
-    /// The tokens of a text and nothing else: for text that goes on, or that a chat template has finished. Special tokens that the
-    /// text spells out are special tokens.
+    /// The tokens of a text and nothing else: for text that a chat template has finished. Special tokens that the text spells out are
+    /// special tokens.
     ///
     /// # Errors
     /// [`TokenizerError::Apply`].
@@ -113,18 +146,37 @@ impl Tokenizer {
         self.tokens(text, false)
     }
 
-    /// The tokens of a text that is not trusted: no special token is among them, whatever the text spells out.
+    /// As [`encode_bare`](Self::encode_bare), for what stands in the middle of a text. Tokenizers in the manner of SentencePiece, such as
+    /// those of Llama and Mistral, put a space before every text, which here would be one too many.
     ///
     /// # Errors
-    /// [`TokenizerError::Apply`]; [`TokenizerError::Special`] if the model's own vocabulary makes a special token of it all the same.
+    /// [`TokenizerError::Apply`], [`TokenizerError::Parse`].
+    ///
+    /// ```
+    /// use coreml_text::Tokenizer;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let json = r#"{"version": "1.0", "added_tokens": [], "normalizer": null,
+    ///     "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true},
+    ///     "post_processor": null, "decoder": null, "truncation": null, "padding": null,
+    ///     "model": {"type": "WordLevel", "vocab": {"▁be": 0, "be": 1, "?": 2}, "unk_token": "?"}}"#;
+    /// let tokenizer = Tokenizer::from_bytes(json.as_bytes())?;
+    /// assert_eq!((tokenizer.encode_bare("be be")?, tokenizer.encode_more("be be")?), (vec![0, 0], vec![1, 0]));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn encode_more(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        Ok(encoding(self.middle()?, text, false)?.get_ids().to_vec())
+    }
+
+    /// The tokens of a text that is not trusted and stands in the middle of another: no special token is among them, whatever the text
+    /// spells out.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Apply`], [`TokenizerError::Parse`]; [`TokenizerError::Special`] if the model's own vocabulary makes a special
+    /// token of it all the same.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let plain = match self.inner.plain.get() {
-            Some(plain) => plain,
-            None => {
-                let plain = self.without_added_tokens()?;
-                self.inner.plain.get_or_init(|| plain)
-            }
-        };
+        let plain = self.plain()?;
         let encoding = encoding(plain, text, false)?;
         match encoding.get_ids().iter().find(|&&token| self.is_special(token)) {
             Some(&token) => Err(TokenizerError::Special { token }),
@@ -138,16 +190,34 @@ impl Tokenizer {
         self.inner.encoder.get_added_vocabulary().get_added_tokens_decoder().contains_key(&token)
     }
 
-    fn without_added_tokens(&self) -> Result<tokenizers::Tokenizer, TokenizerError> {
-        let parse = |source: Box<dyn std::error::Error + Send + Sync>| TokenizerError::Parse { source };
-        let mut json: Value = serde_json::from_slice(&self.inner.json).map_err(|e| parse(e.into()))?;
+    fn middle(&self) -> Result<&tokenizers::Tokenizer, TokenizerError> {
+        let Inner { encoder, json, middle, .. } = &*self.inner;
+        let made = match middle.get() {
+            Some(made) => made,
+            None => {
+                let mut json = parsed(json)?;
+                let made = if begins_nothing(&mut json) { Some(built(&json)?) } else { None };
+                middle.get_or_init(|| made)
+            }
+        };
+        Ok(made.as_ref().unwrap_or(encoder))
+    }
+
+    fn plain(&self) -> Result<&tokenizers::Tokenizer, TokenizerError> {
+        let Inner { json, plain, .. } = &*self.inner;
+        if let Some(made) = plain.get() {
+            return Ok(made);
+        }
+        let mut json = parsed(json)?;
+        begins_nothing(&mut json);
         json["added_tokens"] = Value::Array(Vec::new());
         // What it adds by itself are added tokens, and would be missed.
         json["post_processor"] = Value::Null;
         // Nothing of the text is to be lost, and nothing is to stand beside it.
         json["padding"] = Value::Null;
         json["truncation"] = Value::Null;
-        tokenizers::Tokenizer::from_bytes(json.to_string().as_bytes()).map_err(parse)
+        let made = built(&json)?;
+        Ok(plain.get_or_init(|| made))
     }
 
     fn tokens(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
@@ -184,7 +254,7 @@ impl Tokenizer {
             let truncation = TruncationParams { max_length: most, ..TruncationParams::default() };
             encoder.with_truncation(Some(truncation)).map_err(apply)?;
         }
-        Ok(Self { inner: Arc::new(Inner { encoder, json: self.inner.json.clone(), plain: OnceLock::new() }) })
+        Ok(Self::with(encoder, self.inner.json.clone()))
     }
 
     /// The tokens of a text, and all that goes with them.
@@ -206,6 +276,54 @@ impl Tokenizer {
     }
 }
 
+fn parsed(json: &[u8]) -> Result<Value, TokenizerError> {
+    serde_json::from_slice(json).map_err(|error| TokenizerError::Parse { source: error.into() })
+}
+
+fn built(json: &Value) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    tokenizers::Tokenizer::from_bytes(json.to_string()).map_err(|source| TokenizerError::Parse { source })
+}
+
+/// Takes out of a `tokenizer.json` what puts a space before a text; `true`: there was something.
+fn begins_nothing(json: &mut Value) -> bool {
+    fn prepends(step: &Value) -> bool {
+        step["type"] == "Prepend"
+    }
+    /// Normalizers and pre-tokenizers may be lists of others.
+    fn within(step: &mut Value) -> bool {
+        let mut found = false;
+        for list in ["normalizers", "pretokenizers"] {
+            if let Some(steps) = step.get_mut(list).and_then(Value::as_array_mut) {
+                let before = steps.len();
+                steps.retain(|step| !prepends(step));
+                found |= steps.len() < before;
+                for step in steps {
+                    found |= within(step);
+                }
+            }
+        }
+        // One name is Metaspace's of today, the other that of its older files and of byte-level tokenizers.
+        for (name, never) in
+            [("prepend_scheme", Value::from("never")), ("add_prefix_space", Value::from(false))]
+        {
+            if let Some(set) = step.get_mut(name).filter(|set| **set != never) {
+                *set = never;
+                found = true;
+            }
+        }
+        found
+    }
+    let mut found = false;
+    if prepends(&json["normalizer"]) {
+        json["normalizer"] = Value::Null;
+        found = true;
+    }
+    for part in ["normalizer", "pre_tokenizer"] {
+        found |= within(&mut json[part]);
+    }
+    found
+}
+
 fn encoding(encoder: &tokenizers::Tokenizer, text: &str, special: bool) -> Result<Encoding, TokenizerError> {
     encoder.encode_fast(text, special).map_err(|source| TokenizerError::Apply { source })
 }
@@ -224,9 +342,23 @@ pub(crate) struct Decoder {
     prefix_index: usize,
 }
 
+/// Tokens of what stands before a text that its decoder looks at.
+const BEFORE: usize = 8;
+
 impl Decoder {
-    pub(crate) fn new(tokenizer: Tokenizer) -> Self {
-        Self { tokenizer, ids: Vec::new(), prefix: String::new(), prefix_index: 0 }
+    /// For a text that goes on behind these tokens: many decoders take the space from the beginning of a text, and this is none.
+    pub(crate) fn after(tokenizer: Tokenizer, tokens: &[u32]) -> Result<Self, TokenizerError> {
+        // Without half a character at either end: it would look otherwise with its other half. Special tokens have no text, and before
+        // a turn of a conversation there may be nothing else.
+        for count in (1..=BEFORE.min(tokens.len())).rev() {
+            let ids = &tokens[tokens.len() - count..];
+            let prefix = tokenizer.decode(ids)?;
+            if !prefix.is_empty() && !prefix.contains('\u{fffd}') {
+                let ids = ids.to_vec();
+                return Ok(Self { tokenizer, prefix_index: ids.len(), ids, prefix });
+            }
+        }
+        Ok(Self { tokenizer, ids: Vec::new(), prefix: String::new(), prefix_index: 0 })
     }
 
     /// The text that one more token completes.
@@ -257,6 +389,91 @@ pub(crate) mod tests {
     /// A tokenizer whose tokens are the bytes, and one that ends a text.
     pub(crate) fn bytes() -> Tokenizer {
         Tokenizer::from_bytes(coreml_testing::byte_tokenizer("<|end|>").as_bytes()).unwrap()
+    }
+
+    /// As Mistral's: bytes for what the vocabulary lacks, a space before every text and none after decoding. `pre` says how the space is
+    /// put there, by a normalizer as in the first files or by a pre-tokenizer as in later ones.
+    pub(crate) fn sentence_piece(pre: bool) -> Tokenizer {
+        let mut words = vec!["<unk>".to_owned(), "<s>".to_owned(), "</s>".to_owned()];
+        words.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
+        words.extend("▁abcdefghijklmnopqrstuvwxyz.".chars().map(String::from));
+        words.extend(["th", "the", "▁the"].map(String::from));
+        let vocabulary: serde_json::Map<_, _> = words.into_iter().zip((0..).map(Value::from)).collect();
+        let added: Vec<Value> = ["<unk>", "<s>", "</s>"]
+            .iter()
+            .zip(0..)
+            .map(|(content, id)| {
+                json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": true})
+            })
+            .collect();
+        let space =
+            |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+        let normalizer = json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, space(" ", "▁")]});
+        let metaspace =
+            json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false});
+        let json = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+            "normalizer": if pre { Value::Null } else { normalizer },
+            "pre_tokenizer": if pre { metaspace } else { Value::Null },
+            "post_processor": {"type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+            "decoder": {"type": "Sequence", "decoders": [space("▁", " "), {"type": "ByteFallback"}, {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+            "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true,
+                "vocab": vocabulary, "merges": [["t", "h"], ["th", "e"], ["▁", "the"]]}});
+        Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn no_space_is_put_into_the_middle_of_a_text() {
+        for pre in [false, true] {
+            let tokenizer = sentence_piece(pre);
+            let words = |tokens: Vec<u32>| {
+                tokens
+                    .into_iter()
+                    .map(|t| tokenizer.inner.encoder.id_to_token(t).unwrap())
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(words(tokenizer.encode("the the").unwrap()), ["<s>", "▁the", "▁the"]);
+            assert_eq!(words(tokenizer.encode_bare("the").unwrap()), ["▁the"]);
+            assert_eq!(words(tokenizer.encode_more("the the").unwrap()), ["the", "▁the"]);
+            assert_eq!(words(tokenizer.encode_more("</s>the").unwrap()), ["</s>", "the"]);
+            assert_eq!(words(tokenizer.encode_plain(" a\n").unwrap()), ["▁", "a", "<0x0A>"]);
+            // Text in pieces is the same text.
+            let pieces = ["the", " end", ".", "\n| é", " the"];
+            let mut tokens = tokenizer.encode(pieces[0]).unwrap();
+            for piece in &pieces[1..] {
+                tokens.extend(tokenizer.encode_more(piece).unwrap());
+            }
+            assert_eq!(tokenizer.decode(&tokens).unwrap(), pieces.concat());
+        }
+        // What puts no space before a text needs no second tokenizer.
+        let bytes = bytes();
+        bytes.prepare().unwrap();
+        assert!(bytes.inner.middle.get().unwrap().is_none() && bytes.is_prepared());
+    }
+
+    #[test]
+    fn the_space_at_the_beginning_of_an_answer_is_shown() {
+        for pre in [false, true] {
+            let tokenizer = sentence_piece(pre);
+            let answer = tokenizer.encode_more(" the é the").unwrap();
+            let shown = |before: &[u32]| {
+                let mut decoder = Decoder::after(tokenizer.clone(), before).unwrap();
+                let text: String = answer.iter().map(|&token| decoder.push(token).unwrap()).collect();
+                text + &decoder.finish().unwrap()
+            };
+            assert_eq!(shown(&tokenizer.encode("of").unwrap()), " the é the");
+            let long = tokenizer.encode("é the end of the world").unwrap();
+            for length in 1..long.len() {
+                let text = shown(&long[..length]);
+                // Behind a special token, or half a character, nobody knows better.
+                assert_eq!(text.trim_start(), "the é the", "{length}");
+                assert!(length <= 4 || text.starts_with(' '), "{length}: {text:?}");
+            }
+        }
     }
 
     #[test]
@@ -290,7 +507,7 @@ pub(crate) mod tests {
 
     #[test]
     fn characters_are_shown_when_they_are_complete() {
-        let mut decoder = Decoder::new(bytes());
+        let mut decoder = Decoder::after(bytes(), &[]).unwrap();
         let pieces: Vec<String> = "aä🦀b".bytes().map(|b| decoder.push(b.into()).unwrap()).collect();
         assert_eq!(pieces, ["a", "", "ä", "", "", "", "🦀", "b"]);
         assert_eq!(decoder.finish().unwrap(), "");
@@ -298,7 +515,7 @@ pub(crate) mod tests {
 
     #[test]
     fn an_unfinished_character_shows_at_the_end() {
-        let mut decoder = Decoder::new(bytes());
+        let mut decoder = Decoder::after(bytes(), &[]).unwrap();
         let shown: String = "ab🦀".bytes().take(4).map(|b| decoder.push(b.into()).unwrap()).collect();
         assert_eq!(shown, "ab");
         assert_eq!(decoder.finish().unwrap(), "\u{fffd}");
@@ -309,5 +526,10 @@ pub(crate) mod tests {
         let error = Tokenizer::from_file("no/tokenizer.json").unwrap_err();
         assert_eq!(error.to_string(), "cannot read the tokenizer no/tokenizer.json");
         assert!(matches!(Tokenizer::from_bytes(b"{}"), Err(TokenizerError::Parse { .. })));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, "{}").unwrap();
+        let error = Tokenizer::from_file(&path).unwrap_err();
+        assert_eq!(error.to_string(), format!("{} is not a tokenizer.json", path.display()));
     }
 }

@@ -165,7 +165,8 @@ async fn what_is_wrong_with_the_files_beside_a_model_is_said() {
     assert!(matches!(missing, TextError::Tokenizer(TokenizerError::Read { .. })), "{missing:?}");
     assert!(missing.to_string().contains("tokenizer.json"), "{missing}");
     let broken = load(&[("tokenizer.json", "{}")]).await.unwrap_err();
-    assert!(matches!(broken, TextError::Tokenizer(TokenizerError::Parse { .. })), "{broken:?}");
+    assert!(matches!(broken, TextError::Tokenizer(TokenizerError::File { .. })), "{broken:?}");
+    assert!(broken.to_string().contains("tokenizer.json is not"), "{broken}");
     let config = load(&[("tokenizer.json", &tokenizer), ("tokenizer_config.json", "[1")]).await.unwrap_err();
     assert!(matches!(config, TextError::TokenizerConfig { .. }), "{config:?}");
     let unknown = r#"{"eos_token": {"content": "</s>", "special": true}}"#;
