@@ -142,6 +142,9 @@ mod tests {
         let template =
             ChatTemplate::new(MISTRAL).unwrap().token("bos_token", "<s>").token("eos_token", "</s>");
         let messages = [Message::user(" Hi "), Message::assistant("Hello"), Message::user("Bye")];
+        // Python's jinja2 3.1.6, set up as `transformers` does it:
+        // ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(MISTRAL).render(messages=...,
+        //     bos_token="<s>", eos_token="</s>", add_generation_prompt=True)
         assert_eq!(
             template.render(&messages, true).unwrap(),
             "<s>[INST] Hi [/INST]\nHello</s>\n[INST] Bye [/INST]\n"

@@ -142,6 +142,23 @@ async fn a_fork_goes_its_own_way_from_a_copy_of_what_was_read() {
     assert_ne!(session.tokens(), fork.tokens());
 }
 
+#[tokio::test]
+async fn a_conversation_has_a_token_before_each_turn() {
+    let (_client, model) = loaded().await;
+    let turns = [Message::user("Hi"), Message::assistant("Hello"), Message::user("Bye")];
+    let text = model.template().unwrap().render(&turns, true).unwrap();
+    // As jinja2 3.1.6 renders it.
+    assert_eq!(text, "<|user|>Hi\n<|assistant|>Hello\n<|user|>Bye\n<|assistant|>");
+    let tokens = model.tokenizer().encode_bare(&text).unwrap();
+    let special: Vec<u32> =
+        tokens.iter().copied().filter(|&token| model.tokenizer().is_special(token)).collect();
+    let [user, assistant] = ["<|user|>", "<|assistant|>"].map(|role| model.tokenizer().token(role).unwrap());
+    assert_eq!(special, [user, assistant, user, assistant]);
+    let few = Generation { most: 2, ..Generation::default() };
+    let answer = model.chat(&turns, few).unwrap().complete().await.unwrap();
+    assert_eq!((answer.timings.prompt_tokens, answer.tokens.len()), (tokens.len(), 2));
+}
+
 /// Sets out the files of a text model as they are published: links, for the model is large.
 fn published(folder: &Path, files: &[(&str, &str)]) -> PathBuf {
     let model = folder.join("model.mlpackage");
