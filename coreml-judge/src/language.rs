@@ -190,7 +190,7 @@ impl LanguageJudge {
 
     /// Words of ours.
     fn own(&self, tokens: &mut Vec<u32>, text: &str) -> Result<(), JudgeError> {
-        tokens.extend(self.model.tokenizer().encode_bare(text).map_err(prompt::text_error)?);
+        tokens.extend(self.model.tokenizer().encode_more(text).map_err(prompt::text_error)?);
         Ok(())
     }
 
@@ -247,11 +247,16 @@ impl Judge for LanguageJudge {
 /// use coreml_judge::{Constitution, MistralJudge, Rule, Task};
 ///
 /// let model_ref = coreml_text::load_model_async(path).await?;
-/// let rule = Rule::new("says-what", "It says what is returned.");
-/// let judge = MistralJudge::new(model_ref, Constitution::new("Short", vec![rule])?)?.longest_reason(8);
-/// let verdict = judge.deliberate(&Task::new("Describe the function.", "It returns the length.")).await?;
+/// let judge = MistralJudge::new(model_ref)?.longest_reason(8);
+/// let task = Task::new("Describe the function.", "It returns the length.");
+/// let verdict = judge.deliberate(&task).await?;
 /// println!("{}", serde_json::to_string_pretty(&verdict)?);
-/// assert_eq!(verdict.rules[0].rule, "says-what");
+/// assert_eq!(verdict.rules.len(), Constitution::default().rules().len());
+///
+/// // With rules of one's own:
+/// let rule = Rule::new("says-what", "It says what is returned.");
+/// let judge = judge.constitution(Constitution::new("Short", vec![rule])?);
+/// assert_eq!(judge.deliberate(&task).await?.rules[0].rule, "says-what");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// # }).unwrap();
 /// ```
@@ -263,19 +268,26 @@ pub struct MistralJudge {
 }
 
 impl MistralJudge {
-    /// A text model that the process-wide client has, see [`coreml_text::load_model`].
+    /// A text model that the process-wide client has, see [`coreml_text::load_model`], under the default [`Constitution`].
     ///
     /// # Errors
     /// As [`TextModel::find`].
-    pub fn new(model_ref: ModelRef, constitution: Constitution) -> Result<Self, JudgeError> {
+    pub fn new(model_ref: ModelRef) -> Result<Self, JudgeError> {
         let model = TextModel::find(&ModelClient::new(), model_ref)?;
-        Ok(Self::from_judge(LanguageJudge::new("mistral", model), constitution))
+        Ok(Self::from_judge(LanguageJudge::new("mistral", model)))
     }
 
-    /// From a judge with a client, a template, or a temperature of its own.
+    /// From a judge with a client, a template, or a temperature of its own, under the default [`Constitution`].
     #[must_use]
-    pub fn from_judge(judge: LanguageJudge, constitution: Constitution) -> Self {
-        Self { judge, constitution: Arc::new(constitution), deliberation: Deliberation::default() }
+    pub fn from_judge(judge: LanguageJudge) -> Self {
+        Self { judge, constitution: Arc::default(), deliberation: Deliberation::default() }
+    }
+
+    /// Judges by other rules.
+    #[must_use]
+    pub fn constitution(mut self, constitution: impl Into<Arc<Constitution>>) -> Self {
+        self.constitution = constitution.into();
+        self
     }
 
     /// The most characters of a reason, see [`LanguageJudge::longest_reason`].

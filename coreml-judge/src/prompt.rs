@@ -68,17 +68,17 @@ impl Frame {
         for (i, piece) in pieces.iter().enumerate() {
             let tokens = if i <= work { &mut before } else { &mut after };
             // A template has put special tokens where they belong; without one, the tokenizer adds its own at the beginning.
-            let own = if i == 0 && template.is_none() {
-                tokenizer.encode(piece)
-            } else {
-                tokenizer.encode_bare(piece)
+            let own = match (i, template) {
+                (0, None) => tokenizer.encode(piece),
+                (0, Some(_)) => tokenizer.encode_bare(piece),
+                _ => tokenizer.encode_more(piece),
             };
             tokens.extend(own.map_err(text_error)?);
             if let Some((_, part)) = parts.get(i) {
                 tokens.extend(plain(model, part)?);
             }
         }
-        after.extend(tokenizer.encode_bare(REASON).map_err(text_error)?);
+        after.extend(tokenizer.encode_more(REASON).map_err(text_error)?);
         Ok(Self { before, after })
     }
 
