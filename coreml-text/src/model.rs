@@ -53,12 +53,15 @@ struct Parts {
 /// Four memories of Apple's Mistral with a context of 2,048, or hundreds of a small model.
 pub(crate) const MEMORY: usize = 1 << 30;
 
+/// Every slice of a text looks through all of them for its own.
+pub(crate) const MOST_MEMORIES: usize = 64;
+
 impl Parts {
     /// How many memories a thread keeps: at least one, or a text would be read anew with every slice; none of a model without any.
     fn kept(&self) -> usize {
         match self.layout.memory_bytes {
             0 => 0,
-            bytes => (self.memory / bytes).max(1),
+            bytes => (self.memory / bytes).clamp(1, MOST_MEMORIES),
         }
     }
 }
@@ -169,7 +172,8 @@ impl TextModel {
     /// With another bound for what each inference thread keeps of texts that it has read, in bytes; by default a gibibyte.
     ///
     /// A memory, the key-value cache of one text, always takes the room for a whole context: what the description says of states or
-    /// caches. As many are kept as fit, but always one; of texts that take turns, each more than fit is read anew in every turn.
+    /// caches. As many are kept as fit, but always one and never more than 64; when more texts than that take turns, each is read anew in
+    /// every turn.
     ///
     /// # Errors
     /// [`TextError::Client`] if the model is not loaded any more.
