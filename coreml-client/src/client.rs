@@ -13,7 +13,6 @@ use crate::backend::Backend;
 use crate::compiled::Cached;
 use crate::inference;
 use crate::limits::Limit;
-use crate::queue::WhenFull;
 use crate::runtime::{IntraOp, Loaded, Runtime, Settings};
 use crate::tokens::Tokens;
 use crate::version::{Denied, Retry, Service};
@@ -224,7 +223,7 @@ impl ModelClient {
     /// Keeps a model that is loaded from being evicted.
     ///
     /// # Errors
-    /// [`Error::ModelNotFound`], [`Error::Evicted`], [`Error::ShutDown`].
+    /// [`Error::ModelNotFound`], [`Error::Unloaded`], [`Error::Evicted`], [`Error::ShutDown`].
     ///
     /// ```
     /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -244,7 +243,7 @@ impl ModelClient {
     /// if need be.
     ///
     /// # Errors
-    /// [`Error::ModelNotFound`], [`Error::Evicted`], [`Error::ShutDown`].
+    /// [`Error::ModelNotFound`], [`Error::Unloaded`], [`Error::Evicted`], [`Error::ShutDown`].
     ///
     /// ```
     /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -289,7 +288,8 @@ impl ModelClient {
     ///
     /// # Errors
     /// Whatever fails, the old version goes on: as [`load`](Self::load); [`Error::SwapRefused`] if the warm-up or the
-    /// [check](Swap::check) fails; [`Error::SwapInProgress`], [`Error::ModelNotFound`].
+    /// [check](Swap::check) fails; [`Error::SwapInProgress`], [`Error::ModelNotFound`], [`Error::Unloaded`]; [`Error::OverBudget`] if
+    /// both would never fit side by side.
     ///
     /// # Cancel safety
     /// Dropping the future once it was polled does not stop the swap.
@@ -324,7 +324,7 @@ impl ModelClient {
     /// Goes back to the version before the last swap; gives its number. The version that it replaces is not kept.
     ///
     /// # Errors
-    /// [`Error::NoRollback`] if there was none, or it had to go; [`Error::ModelNotFound`], [`Error::ShutDown`].
+    /// [`Error::NoRollback`] if there was none, or it had to go; [`Error::ModelNotFound`], [`Error::Unloaded`], [`Error::ShutDown`].
     ///
     /// See [`swap`](Self::swap) for an example.
     pub fn rollback(&self, model_ref: ModelRef) -> Result<u64> {
@@ -369,7 +369,7 @@ impl ModelClient {
     /// are still served, and then each thread frees its instance.
     ///
     /// # Errors
-    /// [`Error::ModelNotFound`], [`Error::ShutDown`].
+    /// [`Error::ModelNotFound`], [`Error::Unloaded`], [`Error::ShutDown`].
     ///
     /// ```
     /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -388,7 +388,7 @@ impl ModelClient {
     /// What a model takes and gives.
     ///
     /// # Errors
-    /// [`Error::ModelNotFound`], [`Error::ShutDown`].
+    /// [`Error::ModelNotFound`], [`Error::Unloaded`], [`Error::ShutDown`].
     ///
     /// ```
     /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -412,7 +412,7 @@ impl ModelClient {
     /// The value must not own a client of the same runtime, which could never end then.
     ///
     /// # Errors
-    /// [`Error::ModelNotFound`], [`Error::ShutDown`].
+    /// [`Error::ModelNotFound`], [`Error::Unloaded`], [`Error::ShutDown`].
     ///
     /// ```
     /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -435,7 +435,7 @@ impl ModelClient {
     /// What was [attached](Self::attach) to a model, by its type.
     ///
     /// # Errors
-    /// [`Error::ModelNotFound`], [`Error::ShutDown`].
+    /// [`Error::ModelNotFound`], [`Error::Unloaded`], [`Error::ShutDown`].
     ///
     /// See [`attach`](Self::attach) for an example.
     pub fn attached<T: Send + Sync + 'static>(&self, model_ref: ModelRef) -> Result<Option<Arc<T>>> {
@@ -503,8 +503,8 @@ impl ModelClient {
         Inference::try_start(self.runtime(), request)
     }
 
-    /// Hands a message in whose answer goes to its own channel. Does not wait for room. As nobody holds a future, a
-    /// deadline acts only when the message comes to its turn.
+    /// Hands a message in whose answer goes to its own channel. Does not wait for room. A deadline is kept as that of
+    /// a future is.
     ///
     /// # Errors
     /// The message, for [`Error::QueueFull`] and all other reasons not to take it in.
@@ -534,13 +534,13 @@ impl ModelClient {
         let submitted = std::time::Instant::now();
         let mut message = message;
         loop {
-            let version = match runtime.route(message.model_ref) {
+            let version = match runtime.route(message.model_ref, message.request.priority) {
                 Ok(version) => version,
                 Err(error) => return Err((error, message)),
             };
             let deadline = inference::deadline(runtime, &version, &message.request, submitted);
-            match version.submit(message, submitted, deadline, WhenFull::Refuse) {
-                Ok(_) => return Ok(()),
+            match version.post(message, submitted, deadline) {
+                Ok(()) => return Ok(()),
                 Err((Denied::For(error), message)) => return Err((error, message)),
                 Err((Denied::Superseded, back)) => message = back,
             }

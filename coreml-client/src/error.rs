@@ -33,14 +33,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// This runtime has no such model: it was loaded by another runtime, or unloaded.
+    /// This runtime has no such model: it was loaded by another runtime, or unloaded long ago.
     #[error("{model_ref} is not loaded in this runtime")]
     ModelNotFound {
         /// What was asked for.
         model_ref: ModelRef,
     },
 
-    /// The model was unloaded after the request had been routed to it.
+    /// The model was unloaded. The last thousand or so are remembered; older ones are not found.
     #[error("{model_ref} was unloaded")]
     Unloaded {
         /// The model.

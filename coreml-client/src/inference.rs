@@ -146,7 +146,7 @@ impl Pending {
         let (response_sender, answer) = oneshot::channel();
         let mut message = InferenceMessage { id, model_ref, request, response_sender };
         loop {
-            let version = match runtime.route(model_ref) {
+            let version = match runtime.route(model_ref, message.request.priority) {
                 Ok(version) => version,
                 Err(source) => return Err(Refused { request: message.request, source }),
             };

@@ -31,7 +31,7 @@ impl Permit {
         bytes: usize,
     ) -> Result<Self> {
         loop {
-            let version = runtime.route(model_ref)?;
+            let version = runtime.route(model_ref, priority)?;
             let (key, granted) = match version.reserve(priority, bytes) {
                 Ok(reserved) => reserved,
                 Err(Denied::Superseded) => continue,

@@ -20,13 +20,15 @@ use crate::files::Files;
 use crate::memory::MemoryPressure;
 use crate::shutdown::{Report, Shutdown};
 use crate::source::{LoadStage, ModelSource, Options, StageCell};
+#[cfg(feature = "metrics")]
+use crate::stats::ModelStats;
 use crate::stats::{ModelCounts, Stats};
 use crate::swap::{Check, Trial};
 use crate::telemetry;
 use crate::timer::Timer;
 use crate::tokens::{Gates, Mask, Serial, Tokens};
 use crate::version::{Origin, Service, Serving, Version};
-use crate::{Error, Outcomes, Result};
+use crate::{Error, Outcomes, Priority, Result};
 
 /// What a runtime is made of.
 pub(crate) struct Settings {
@@ -110,9 +112,32 @@ pub(crate) struct Runtime {
     /// Begins with the first load.
     telemetry: Once,
     clock: Arc<Clock>,
-    /// Requests for models that are not there.
-    strays: AtomicU64,
-    strays_closed: AtomicU64,
+    /// Requests for models that are not there, by priority.
+    strays: [Strays; Priority::COUNT],
+    /// What the metrics say already.
+    told: Mutex<telemetry::Told>,
+}
+
+/// Requests that came to no queue.
+#[derive(Default)]
+struct Strays {
+    rejected: AtomicU64,
+    closed: AtomicU64,
+}
+
+impl Strays {
+    fn count(&self, error: &Error) {
+        let counter = match error {
+            Error::ShutDown | Error::Unloaded { .. } => &self.closed,
+            _ => &self.rejected,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn outcomes(&self) -> Outcomes {
+        let [rejected, closed] = [&self.rejected, &self.closed].map(|count| count.load(Ordering::Relaxed));
+        Outcomes { submitted: rejected + closed, rejected, closed, ..Outcomes::default() }
+    }
 }
 
 struct State {
@@ -125,11 +150,15 @@ struct State {
     /// What is known of a model beside its current version.
     models: HashMap<ModelRef, Model>,
     memory: Ledger,
+    unloaded: Tombstones,
     counts: ModelCounts,
     /// Versions that are unloaded and may still be at work.
     retiring: Vec<Arc<Version>>,
     /// What the versions did that are gone.
     retired: (Outcomes, u64),
+    /// The last words of those among them that the metrics have not told of.
+    #[cfg(feature = "metrics")]
+    last_words: Vec<ModelStats>,
     /// Loading and inference threads.
     live_threads: usize,
 }
@@ -148,6 +177,8 @@ struct Model {
     /// The version before the current one, ready to serve.
     kept: Option<Arc<Version>>,
     swapping: bool,
+    /// The swap stands in the line for memory.
+    swap_waits: bool,
     pins: usize,
     /// What crates above have put there, by its type.
     attached: HashMap<TypeId, Attachment>,
@@ -163,6 +194,7 @@ impl Model {
             numbers: 0,
             kept: None,
             swapping: false,
+            swap_waits: false,
             pins: 0,
             attached: HashMap::new(),
             one: Tokens::one(),
@@ -181,6 +213,22 @@ struct Ledger {
     line: VecDeque<u64>,
     tickets: u64,
     pressure: MemoryPressure,
+}
+
+/// The models that were unloaded last: who asks for one hears that it was there. Older ones are forgotten, for a runtime
+/// that loads and unloads for months must not grow.
+#[derive(Default)]
+pub(crate) struct Tombstones(VecDeque<ModelRef>);
+
+impl Tombstones {
+    pub(crate) const MOST: usize = 1024;
+
+    fn add(&mut self, model_ref: ModelRef) {
+        if self.0.len() == Self::MOST {
+            self.0.pop_front();
+        }
+        self.0.push_back(model_ref);
+    }
 }
 
 enum Phase {
@@ -226,16 +274,19 @@ impl Runtime {
                 loaded: HashMap::new(),
                 models: HashMap::new(),
                 memory: Ledger::default(),
+                unloaded: Tombstones::default(),
                 counts: ModelCounts::default(),
                 retiring: Vec::new(),
                 retired: Default::default(),
+                #[cfg(feature = "metrics")]
+                last_words: Vec::new(),
                 live_threads: 0,
             }),
             changed: Condvar::new(),
             telemetry: Once::new(),
             clock: Arc::default(),
-            strays: AtomicU64::new(0),
-            strays_closed: AtomicU64::new(0),
+            strays: Default::default(),
+            told: Mutex::default(),
         })
     }
 
@@ -246,36 +297,38 @@ impl Runtime {
     // ---- models ----
 
     /// The model for a request; its absence is counted as the end of the request.
-    pub(crate) fn route(&self, model_ref: ModelRef) -> Result<Arc<Version>> {
+    pub(crate) fn route(&self, model_ref: ModelRef, priority: Priority) -> Result<Arc<Version>> {
         if let Some(version) = self.versions().get(&model_ref) {
             return Ok(Arc::clone(version));
         }
         let error = self.absent(model_ref);
-        let counter = if matches!(error, Error::ShutDown) { &self.strays_closed } else { &self.strays };
-        counter.fetch_add(1, Ordering::Relaxed);
+        self.strays[priority.index()].count(&error);
         Err(error)
     }
 
     pub(crate) fn version(&self, model_ref: ModelRef) -> Result<Arc<Version>> {
-        let version = self.versions().get(&model_ref).map(Arc::clone);
-        version.ok_or_else(|| self.absent(model_ref))
+        self.present(&self.lock(), model_ref)
     }
 
     fn absent(&self, model_ref: ModelRef) -> Error {
-        match self.lock().phase {
-            Phase::Open => Error::ModelNotFound { model_ref },
-            Phase::Stopping { .. } | Phase::Stopped(_) => Error::ShutDown,
+        self.lock().absent(model_ref)
+    }
+
+    /// The model, while the runtime runs.
+    fn present(&self, state: &State, model_ref: ModelRef) -> Result<Arc<Version>> {
+        let version = self.versions().get(&model_ref).map(Arc::clone);
+        match &state.phase {
+            Phase::Open => version.ok_or_else(|| state.absent(model_ref)),
+            Phase::Stopping { .. } | Phase::Stopped(_) => Err(Error::ShutDown),
         }
     }
 
     pub(crate) fn unload(&self, model_ref: ModelRef) -> Result<()> {
         let versions = {
             let mut state = self.lock();
-            let removed = self.versions.write().unwrap_or_else(PoisonError::into_inner).remove(&model_ref);
-            let Some(version) = removed else {
-                drop(state);
-                return Err(self.absent(model_ref));
-            };
+            let version = self.present(&state, model_ref)?;
+            self.versions.write().unwrap_or_else(PoisonError::into_inner).remove(&model_ref);
+            state.unloaded.add(model_ref);
             state.loaded.retain(|_, loaded| *loaded != model_ref);
             let model = state.models.remove(&model_ref);
             let (kept, attached) = model.map_or_else(Default::default, |model| (model.kept, model.attached));
@@ -301,11 +354,7 @@ impl Runtime {
     /// Keeps a model from being evicted, until as many unpins as pins.
     pub(crate) fn pin(&self, model_ref: ModelRef) -> Result<()> {
         let mut state = self.lock();
-        let version = self.versions().get(&model_ref).map(Arc::clone);
-        let Some(version) = version else {
-            drop(state);
-            return Err(self.absent(model_ref));
-        };
+        let version = self.present(&state, model_ref)?;
         if version.evicted.load(Ordering::Relaxed) && !state.revive(&version) {
             return Err(Error::Evicted { model_ref });
         }
@@ -337,11 +386,8 @@ impl Runtime {
     /// The state, while the model is there.
     fn lock_with(&self, model_ref: ModelRef) -> Result<MutexGuard<'_, State>> {
         let state = self.lock();
-        if self.versions().contains_key(&model_ref) {
-            return Ok(state);
-        }
-        drop(state);
-        Err(self.absent(model_ref))
+        self.present(&state, model_ref)?;
+        Ok(state)
     }
 
     /// How many models something is kept of.
@@ -483,7 +529,7 @@ impl Runtime {
         }
     }
 
-    /// A new version of a model, with its memory reserved; waits for room.
+    /// A new version of a model, with its memory reserved; waits for room. In a swap the old one stays beside it.
     fn prepare(
         self: &Arc<Self>,
         model_ref: ModelRef,
@@ -491,10 +537,12 @@ impl Runtime {
         size: usize,
         request: (PathBuf, Config),
         options: Options,
+        swaps: bool,
     ) -> Result<Arc<Version>> {
         let (path, config) = request;
         let memory = options.memory.unwrap_or(size);
-        self.reserve_memory(&path, memory, options.refuse_over_budget)?;
+        let beside = swaps.then_some(model_ref);
+        self.reserve_memory(&path, memory, options.refuse_over_budget, beside)?;
         let (number, one) = {
             let mut state = self.lock();
             let model = state.models.entry(model_ref).or_insert_with(Model::new);
@@ -517,17 +565,23 @@ impl Runtime {
 
     // ---- memory ----
 
-    /// Takes bytes of the budget, after evicting what is idle, in the order of asking.
-    fn reserve_memory(&self, path: &Path, bytes: usize, refuse: bool) -> Result<()> {
+    /// Takes bytes of the budget, after evicting what is idle, in the order of asking. Who would rather be refused than wait
+    /// stands in no line: it takes what room there is. The current version of the model `beside` stays where it is.
+    fn reserve_memory(
+        &self,
+        path: &Path,
+        bytes: usize,
+        refuse: bool,
+        beside: Option<ModelRef>,
+    ) -> Result<()> {
         let budget = self.settings.memory_budget.unwrap_or(usize::MAX);
         let over = || Error::OverBudget { path: path.to_owned(), bytes, budget };
         let mut state = self.lock();
-        if bytes > budget {
-            return Err(over());
-        }
         state.memory.tickets += 1;
         let ticket = state.memory.tickets;
-        state.memory.line.push_back(ticket);
+        if !refuse {
+            state.memory.line.push_back(ticket);
+        }
         self.clock.waiting.fetch_add(1, Ordering::Relaxed);
         let result = loop {
             if !matches!(state.phase, Phase::Open) {
@@ -536,21 +590,28 @@ impl Runtime {
             if state.memory.pressure == MemoryPressure::Critical {
                 break Err(Error::MemoryPressure { path: path.to_owned() });
             }
-            if state.memory.line.front() == Some(&ticket) {
-                let fits = |state: &State| bytes <= budget.saturating_sub(state.memory.used);
-                if fits(&state) || crate::mutant!("cache-without-budget") {
+            let stays = beside.map_or(0, |model_ref| self.held_by(model_ref));
+            if bytes > budget.saturating_sub(stays) {
+                break Err(over());
+            }
+            let is_first = state.memory.line.front() == Some(&ticket);
+            if is_first || refuse {
+                let free = budget.saturating_sub(state.memory.used);
+                if bytes <= free || crate::mutant!("cache-without-budget") {
                     state.memory.used = state.memory.used.saturating_add(bytes);
                     break Ok(());
                 }
-                let short = bytes - budget.saturating_sub(state.memory.used);
-                let short = short.saturating_sub(state.memory.leaving);
+                // Before it is at work again, or the one that waits would evict what it replaces.
+                state.swap_waits(beside, false);
+                let short = (bytes - free).saturating_sub(state.memory.leaving);
                 let evicted = self.evict(&mut state, short);
                 state.counts.evicted_for_room += evicted;
                 if refuse && evicted == 0 && state.memory.leaving == 0 {
                     break Err(over());
                 }
-            } else if refuse {
-                break Err(over());
+            } else {
+                // Those before it may need what it replaces; if nobody could have it, two swaps would wait for each other.
+                state.swap_waits(beside, true);
             }
             // A model whose last caller leaves while its threads are between instances tells nobody, hence the time-out.
             const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -558,9 +619,18 @@ impl Runtime {
         };
         self.clock.waiting.fetch_sub(1, Ordering::Relaxed);
         state.memory.line.retain(|&other| other != ticket);
+        state.swap_waits(beside, false);
         drop(state);
         self.changed.notify_all();
         result
+    }
+
+    /// What the current version of a model takes, and will not give back.
+    fn held_by(&self, model_ref: ModelRef) -> usize {
+        self.versions()
+            .get(&model_ref)
+            .filter(|version| !version.evicted.load(Ordering::Relaxed))
+            .map_or(0, |version| version.memory.load(Ordering::Relaxed))
     }
 
     /// Evicts idle versions, kept ones first and then the least recently used, until that gives back as many bytes.
@@ -569,8 +639,12 @@ impl Runtime {
         let kept = state.models.values().filter_map(|model| model.kept.as_ref());
         candidates.extend(kept.map(|version| (false, 0, Arc::clone(version))));
         for version in self.versions().values() {
-            let is_pinned = state.models.get(&version.model_ref).is_some_and(|model| model.pins > 0);
-            if !is_pinned {
+            // What a swap replaces serves on until the new one is there.
+            let stays = |model: &Model| {
+                model.pins > 0
+                    || (model.swapping && !model.swap_waits && !crate::mutant!("swap-evicts-the-old"))
+            };
+            if !state.models.get(&version.model_ref).is_some_and(stays) {
                 candidates.push((true, version.last_used.load(Ordering::Relaxed), Arc::clone(version)));
             }
         }
@@ -581,7 +655,9 @@ impl Runtime {
             if freed >= bytes {
                 break;
             }
-            if memory == 0 || version.evicted.load(Ordering::Relaxed) {
+            // One that takes nothing makes no room; it goes when all have to.
+            let is_vain = memory == 0 && bytes != usize::MAX;
+            if is_vain || !version.is_served() || version.evicted.load(Ordering::Relaxed) {
                 continue;
             }
             let model_ref = version.model_ref;
@@ -620,14 +696,13 @@ impl Runtime {
 
     /// Corrects what a model takes of the budget.
     pub(crate) fn set_memory(&self, model_ref: ModelRef, bytes: usize) -> Result<()> {
-        let version = self.version(model_ref)?;
         let mut state = self.lock();
-        let before = version.memory.load(Ordering::Relaxed);
-        if version.evicted.load(Ordering::Relaxed) || before == 0 {
+        let version = self.present(&state, model_ref)?;
+        if version.evicted.load(Ordering::Relaxed) || !version.is_served() {
             return Err(Error::Evicted { model_ref });
         }
-        version.memory.store(bytes.max(1), Ordering::Relaxed);
-        state.memory.used = state.memory.used - before + bytes.max(1);
+        let before = version.memory.swap(bytes, Ordering::Relaxed);
+        state.memory.used = (state.memory.used - before).saturating_add(bytes);
         let over = state.memory.used.saturating_sub(self.settings.memory_budget.unwrap_or(usize::MAX));
         let evicted = self.evict(&mut state, over);
         state.counts.evicted_for_room += evicted;
@@ -664,8 +739,7 @@ impl Runtime {
         keep: bool,
         done: oneshot::Sender<Result<u64>>,
     ) {
-        let begun = self.version(model_ref).and_then(|_| {
-            let mut state = self.lock();
+        let begun = self.lock_with(model_ref).and_then(|mut state| {
             let model = state.models.entry(model_ref).or_insert_with(Model::new);
             if mem::replace(&mut model.swapping, true) {
                 return Err(Error::SwapInProgress { model_ref });
@@ -717,43 +791,51 @@ impl Runtime {
 
     /// Lets a version take over.
     fn publish(&self, version: &Arc<Version>, keep: bool) -> Result<()> {
-        let model_ref = version.model_ref;
         let mut state = self.lock();
-        if !matches!(state.phase, Phase::Open) {
-            return Err(Error::ShutDown);
-        }
-        let mut versions = self.versions.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(current) = versions.get_mut(&model_ref) else {
-            return Err(Error::ModelNotFound { model_ref });
-        };
-        let before = mem::replace(current, Arc::clone(version));
-        drop(versions);
-        state.loaded.retain(|_, loaded| *loaded != model_ref);
-        state.loaded.entry(version.source.clone()).or_insert(model_ref);
-        let keep = keep && before.is_served() && !before.evicted.load(Ordering::Relaxed);
-        match state.models.get_mut(&model_ref) {
-            Some(model) if keep => model.kept = Some(Arc::clone(&before)),
-            _ => state.retiring.push(Arc::clone(&before)),
-        }
+        let replaced = self.replace(&mut state, version, keep)?;
         drop(state);
-        if crate::mutant!("swap-closes-the-old") {
-            before.close(Error::Unloaded { model_ref });
-        } else if !keep {
-            before.supersede();
-        }
+        replaced.leave();
         Ok(())
     }
 
     /// Goes back to the version before the current one.
     pub(crate) fn rollback(&self, model_ref: ModelRef) -> Result<u64> {
-        self.version(model_ref)?;
-        let mut state = self.lock();
-        let kept = state.models.get_mut(&model_ref).and_then(|model| model.kept.take());
-        let Some(kept) = kept else { return Err(Error::NoRollback { model_ref }) };
+        let mut state = self.lock_with(model_ref)?;
+        // It stays where it is until it has taken over: a version that is in no list is lost, with what it counted.
+        let kept = state.models.get(&model_ref).and_then(|model| model.kept.as_ref()).map(Arc::clone);
+        let Some(kept) = kept.filter(|kept| kept.is_served()) else {
+            return Err(Error::NoRollback { model_ref });
+        };
+        let replaced = self.replace(&mut state, &kept, false)?;
+        if let Some(model) = state.models.get_mut(&model_ref) {
+            model.kept = None;
+        }
+        state.counts.rollbacks += 1;
         drop(state);
-        self.publish(&kept, false)?;
-        self.lock().counts.rollbacks += 1;
+        replaced.leave();
         Ok(kept.number)
+    }
+
+    /// Puts a version in the place of the current one of its model, or changes nothing.
+    fn replace(&self, state: &mut State, version: &Arc<Version>, keep: bool) -> Result<Replaced> {
+        let model_ref = version.model_ref;
+        if !matches!(state.phase, Phase::Open) {
+            return Err(Error::ShutDown);
+        }
+        let mut versions = self.versions.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(current) = versions.get_mut(&model_ref) else {
+            return Err(state.absent(model_ref));
+        };
+        let before = mem::replace(current, Arc::clone(version));
+        drop(versions);
+        state.loaded.retain(|_, loaded| *loaded != model_ref);
+        state.loaded.entry(version.source.clone()).or_insert(model_ref);
+        let kept = keep && before.is_served() && !before.evicted.load(Ordering::Relaxed);
+        match state.models.get_mut(&model_ref) {
+            Some(model) if kept => model.kept = Some(Arc::clone(&before)),
+            _ => state.retiring.push(Arc::clone(&before)),
+        }
+        Ok(Replaced { version: before, kept })
     }
 
     // ---- threads ----
@@ -896,20 +978,24 @@ impl Runtime {
 
     #[cfg(feature = "metrics")]
     pub(crate) fn publish_metrics(&self) {
-        let (counts, pressure) = {
-            let state = self.lock();
-            (state.counts, state.memory.pressure)
+        // One at a time: what is told is what is new since the last time.
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let (counts, pressure, ended, versions) = {
+            let mut state = self.lock();
+            state.retire();
+            let versions: Vec<_> = self.versions().values().chain(state.hidden()).map(Arc::clone).collect();
+            (state.counts, state.memory.pressure, mem::take(&mut state.last_words), versions)
         };
-        let models: Vec<_> = self.all_versions().iter().map(|version| version.figures()).collect();
-        telemetry::publish(&counts, pressure, &models);
+        let models: Vec<_> = versions.iter().map(|version| version.figures()).collect();
+        drop(versions);
+        let strays = [0, 1, 2].map(|class: usize| self.strays[class].outcomes());
+        telemetry::publish(&mut told, &counts, &strays, pressure, &models, &ended);
     }
 
     /// Everything that was ever asked of this runtime.
     fn tally(&self, state: &State) -> (Outcomes, u64) {
-        let strays = self.strays.load(Ordering::Relaxed);
-        let closed = self.strays_closed.load(Ordering::Relaxed);
         let (mut outcomes, mut detached) = state.retired;
-        outcomes += Outcomes { submitted: strays + closed, rejected: strays, closed, ..Outcomes::default() };
+        outcomes += self.strays.iter().map(Strays::outcomes).sum();
         for version in self.versions().values().chain(state.hidden()) {
             let (version_outcomes, version_detached) = version.outcomes();
             outcomes += version_outcomes;
@@ -933,10 +1019,60 @@ impl Runtime {
     }
 }
 
+#[cfg(feature = "metrics")]
+impl Drop for Runtime {
+    /// Nobody will publish any more, so the last word is spoken now: what is left of its models has ended, or is about to.
+    fn drop(&mut self) {
+        let versions = mem::take(self.versions.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let kept = state.models.values_mut().filter_map(|model| model.kept.take());
+        let left: Vec<_> = versions.into_values().chain(kept).chain(state.retiring.drain(..)).collect();
+        state.last_words.extend(left.iter().map(|version| version.figures()));
+        if self.telemetry.is_completed() {
+            telemetry::contained(|| self.publish_metrics());
+        }
+    }
+}
+
+/// A version that another has taken the place of.
+#[must_use = "it serves those it has, and then it goes"]
+struct Replaced {
+    version: Arc<Version>,
+    kept: bool,
+}
+
+impl Replaced {
+    /// To be called without the runtime's lock.
+    fn leave(self) {
+        let Self { version, kept } = self;
+        if crate::mutant!("swap-closes-the-old") {
+            version.close(Error::Unloaded { model_ref: version.model_ref });
+        } else if !kept {
+            version.supersede();
+        }
+    }
+}
+
 impl State {
+    /// Why a model is not there.
+    fn absent(&self, model_ref: ModelRef) -> Error {
+        match self.phase {
+            Phase::Open if self.unloaded.0.contains(&model_ref) => Error::Unloaded { model_ref },
+            Phase::Open => Error::ModelNotFound { model_ref },
+            Phase::Stopping { .. } | Phase::Stopped(_) => Error::ShutDown,
+        }
+    }
+
     /// Versions that no request is routed to any more.
     fn hidden(&self) -> impl Iterator<Item = &Arc<Version>> {
         self.retiring.iter().chain(self.models.values().filter_map(|model| model.kept.as_ref()))
+    }
+
+    /// Whether the swap of a model waits for its turn.
+    fn swap_waits(&mut self, beside: Option<ModelRef>, waits: bool) {
+        if let Some(model) = beside.and_then(|model_ref| self.models.get_mut(&model_ref)) {
+            model.swap_waits = waits;
+        }
     }
 
     /// Takes an eviction back, if no thread of the version has let go of its instance.
@@ -960,6 +1096,8 @@ impl State {
                 let (outcomes, detached) = version.outcomes();
                 retired.0 += outcomes;
                 retired.1 += detached;
+                #[cfg(feature = "metrics")]
+                self.last_words.push(version.figures());
             }
             !is_last
         });
@@ -1011,7 +1149,7 @@ fn load_thread(runtime: &Weak<Runtime>, request: (PathBuf, Config), options: Opt
     let (source, size) = Source::find(&request.0, &request.1);
     let Some(model_ref) = strong.claim(&request, &source) else { return };
     strong.progress(&source, LoadStage::Waiting);
-    let version = match strong.prepare(model_ref, &source, size, request, options) {
+    let version = match strong.prepare(model_ref, &source, size, request, options, false) {
         Ok(version) => version,
         Err(error) => {
             strong.conclude(model_ref, &source, Err(error));
@@ -1090,7 +1228,7 @@ fn swap_thread(
         strong.retire_kept(model_ref)?;
         let ModelSource { path, config, options } = source;
         let (source, size) = Source::find(&path, &config);
-        let version = strong.prepare(model_ref, &source, size, (path, config), options)?;
+        let version = strong.prepare(model_ref, &source, size, (path, config), options, true)?;
         let serving = Serving::first(&version);
         drop(strong);
         let mut instance = version.first_instance(&|_| ()).map_err(|error| match error {

@@ -112,7 +112,8 @@ impl ModelSource {
     }
 
     /// Fails with [`Error::OverBudget`](crate::Error::OverBudget) when there is no room and nothing idle to evict; by
-    /// default the load waits until there is.
+    /// default the load waits until there is, behind those that wait already. This one stands in no line: it may take room that
+    /// is not enough for them.
     #[must_use]
     pub fn refuse_over_budget(mut self) -> Self {
         self.options.refuse_over_budget = true;

@@ -47,7 +47,7 @@ pub struct Outcomes {
     pub cancelled: u64,
     /// Past their deadline before the answer.
     pub expired: u64,
-    /// Not let in: the queue was full, the inputs too large, or the model unknown.
+    /// Not let in: the queue was full, the inputs too large, or the model never heard of.
     pub rejected: u64,
     /// Answered that the model was unloaded, had failed, or the runtime was shut down.
     pub closed: u64,

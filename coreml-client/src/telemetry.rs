@@ -8,10 +8,10 @@ use std::time::Duration;
 use coreml_bridge::ModelRef;
 
 #[cfg(feature = "metrics")]
-pub(crate) use on::{VersionMetrics, begin, loaded};
+pub(crate) use on::{Told, VersionMetrics, begin, contained, loaded};
 
 #[cfg(not(feature = "metrics"))]
-pub(crate) use off::{VersionMetrics, begin, loaded};
+pub(crate) use off::{Told, VersionMetrics, begin, loaded};
 
 #[cfg(not(feature = "metrics"))]
 mod off {
@@ -30,6 +30,9 @@ mod off {
 
         pub(crate) fn record(&self, _: Duration, _: Duration) {}
     }
+
+    #[derive(Default)]
+    pub(crate) struct Told;
 
     pub(crate) fn begin(_: &Arc<Runtime>) {}
 
@@ -98,11 +101,7 @@ mod on {
     fn again(runtime: Weak<Runtime>) {
         let publish = move || {
             if let Some(strong) = runtime.upgrade() {
-                // A recorder is code of others, and this thread keeps the deadlines.
-                let published = std::panic::AssertUnwindSafe(|| strong.publish_metrics());
-                if let Err(panic) = std::panic::catch_unwind(published) {
-                    crate::error::panic_message(panic);
-                }
+                contained(|| strong.publish_metrics());
                 drop(strong);
                 again(runtime);
             }
@@ -111,7 +110,28 @@ mod on {
         let _ = Timer::global().set(Instant::now() + PERIOD, Box::new(publish));
     }
 
-    pub(crate) fn publish(counts: &ModelCounts, pressure: MemoryPressure, models: &[ModelStats]) {
+    /// A recorder is code of others, and the timer's thread keeps the deadlines.
+    pub(crate) fn contained(code: impl FnOnce()) {
+        if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(code)) {
+            crate::error::panic_message(panic);
+        }
+    }
+
+    /// What was published of a runtime's own figures: they have no label of the runtime, so several add up.
+    #[derive(Default)]
+    pub(crate) struct Told {
+        models: ModelCounts,
+        strays: [Outcomes; Priority::COUNT],
+    }
+
+    pub(crate) fn publish(
+        told: &mut Told,
+        counts: &ModelCounts,
+        strays: &[Outcomes; Priority::COUNT],
+        pressure: MemoryPressure,
+        models: &[ModelStats],
+        ended: &[ModelStats],
+    ) {
         let ModelCounts {
             loads_ok,
             loads_failed,
@@ -123,18 +143,64 @@ mod on {
             evicted_under_pressure,
             memory: _,
         } = *counts;
-        for (outcome, count) in [("ok", loads_ok), ("error", loads_failed), ("revived", revived)] {
-            counter!("coreml_model_loads_total", "outcome" => outcome).absolute(count);
+        let before = std::mem::replace(&mut told.models, *counts);
+        for (outcome, count, before) in [
+            ("ok", loads_ok, before.loads_ok),
+            ("error", loads_failed, before.loads_failed),
+            ("revived", revived, before.revived),
+        ] {
+            counter!("coreml_model_loads_total", "outcome" => outcome).increment(count - before);
         }
-        for (outcome, count) in [("ok", swaps_ok), ("error", swaps_failed), ("rollback", rollbacks)] {
-            counter!("coreml_swaps_total", "outcome" => outcome).absolute(count);
+        for (outcome, count, before) in [
+            ("ok", swaps_ok, before.swaps_ok),
+            ("error", swaps_failed, before.swaps_failed),
+            ("rollback", rollbacks, before.rollbacks),
+        ] {
+            counter!("coreml_swaps_total", "outcome" => outcome).increment(count - before);
         }
-        for (reason, count) in [("room", evicted_for_room), ("pressure", evicted_under_pressure)] {
-            counter!("coreml_cache_evictions_total", "reason" => reason).absolute(count);
+        for (reason, count, before) in [
+            ("room", evicted_for_room, before.evicted_for_room),
+            ("pressure", evicted_under_pressure, before.evicted_under_pressure),
+        ] {
+            counter!("coreml_cache_evictions_total", "reason" => reason).increment(count - before);
+        }
+        let nowhere = labels("none".to_owned(), 0);
+        for (priority, (now, before)) in Priority::ALL.into_iter().zip(strays.iter().zip(&mut told.strays)) {
+            for (outcome, count, before) in
+                [("rejected", now.rejected, before.rejected), ("closed", now.closed, before.closed)]
+            {
+                requests(&nowhere, outcome, priority).increment(count - before);
+            }
+            *before = *now;
         }
         gauge!("coreml_memory_pressure_level").set(f64::from(pressure as u8));
         for model in models {
             publish_model(model);
+        }
+        for model in ended {
+            publish_model(model);
+            silence(model);
+        }
+    }
+
+    fn requests(labels: &[Label; 2], outcome: &'static str, priority: Priority) -> metrics::Counter {
+        let mut all = with(labels, "outcome", outcome);
+        all.push(Label::new("priority", priority.to_string()));
+        counter!("coreml_requests_total", all)
+    }
+
+    /// Nothing is left of it that could go up or down; its counters keep what they say.
+    fn silence(model: &ModelStats) {
+        let labels = labels(model.name(), model.version);
+        for priority in Priority::ALL {
+            gauge!("coreml_queue_depth", with(&labels, "priority", priority.to_string())).set(0.0);
+        }
+        for name in ["coreml_queue_bytes", "coreml_inflight"] {
+            gauge!(name, labels.to_vec()).set(0.0);
+        }
+        gauge!("coreml_model_memory_bytes", with(&labels, "kind", "budgeted")).set(0.0);
+        for state in WorkerState::ALL {
+            gauge!("coreml_workers", with(&labels, "state", state.to_string())).set(0.0);
         }
     }
 
@@ -151,9 +217,7 @@ mod on {
                 ("rejected", rejected),
                 ("closed", closed),
             ] {
-                let mut all = with(&labels, "outcome", outcome);
-                all.push(Label::new("priority", priority.to_string()));
-                counter!("coreml_requests_total", all).absolute(count);
+                requests(&labels, outcome, priority).absolute(count);
             }
             let depth = model.depth[priority.index()];
             gauge!("coreml_queue_depth", with(&labels, "priority", priority.to_string())).set(depth as f64);

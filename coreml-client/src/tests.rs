@@ -663,8 +663,8 @@ fn unloading_serves_what_was_handed_in_then_frees_the_instances_and_keeps_the_co
     door.wait_for(1);
     client.unload(model_ref).unwrap();
     let error = block_on(client.enqueue_inference(InferenceRequest::new(model_ref, number(1)))).unwrap_err();
-    assert!(matches!(error, Error::ModelNotFound { .. }));
-    assert!(matches!(client.unload(model_ref), Err(Error::ModelNotFound { .. })));
+    assert!(matches!(error, Error::Unloaded { .. }));
+    assert!(matches!(client.unload(model_ref), Err(Error::Unloaded { .. })));
     door.open();
     for future in futures {
         block_on(future).unwrap();
@@ -672,7 +672,7 @@ fn unloading_serves_what_was_handed_in_then_frees_the_instances_and_keeps_the_co
     eventually("the end of the instance", || double.live.load(Ordering::SeqCst) == 0);
     eventually("the end of the model", || client.stats().models.is_empty());
     let outcomes = client.stats().outcomes;
-    assert_eq!((outcomes.submitted, outcomes.ok, outcomes.rejected), (11, 10, 1));
+    assert_eq!((outcomes.submitted, outcomes.ok, outcomes.closed), (11, 10, 1));
     assert_ne!(client.load_model("model").unwrap(), model_ref);
 }
 
@@ -680,7 +680,7 @@ fn unloading_serves_what_was_handed_in_then_frees_the_instances_and_keeps_the_co
 fn a_request_that_meets_an_unload_half_way_is_told_so_and_counted() {
     let (client, model_ref) = model(&Double::echo());
     // It has found its model, and is about to stand in the queue.
-    let version = client.runtime().route(model_ref).unwrap();
+    let version = client.runtime().route(model_ref, Priority::Normal).unwrap();
     client.unload(model_ref).unwrap();
     let (response_sender, _response) = oneshot::channel();
     let request = InferenceRequest::new(model_ref, number(1));
@@ -1088,6 +1088,52 @@ fn everything_that_travels_may_travel() {
     sendable(&oneshot::channel::<Result<InferenceResult>>());
     shareable(&client.stats());
     shareable(&Error::ShutDown);
+}
+
+#[test]
+fn only_so_many_unloaded_models_are_remembered() {
+    let double = Double::echo();
+    let client = client(&double);
+    let unload = |name: String| {
+        let model_ref = client.load_model(name).unwrap();
+        client.unload(model_ref).unwrap();
+        model_ref
+    };
+    let first = unload("first".to_owned());
+    let ask = |model_ref| block_on(client.enqueue_inference(InferenceRequest::new(model_ref, number(1))));
+    assert!(matches!(ask(first), Err(Error::Unloaded { .. })));
+    let last = (0..crate::runtime::Tombstones::MOST).map(|n| unload(n.to_string())).last().unwrap();
+    assert!(matches!(ask(last), Err(Error::Unloaded { .. })));
+    assert!(matches!(ask(first), Err(Error::ModelNotFound { .. })));
+    assert_eq!((client.stats().outcomes.closed, client.stats().outcomes.rejected), (2, 1));
+}
+
+#[test]
+fn a_message_that_nobody_holds_a_future_of_expires_while_all_threads_are_stuck() {
+    let door = Door::default();
+    let behind = door.clone();
+    let double = Double::new(move |request| {
+        behind.pass();
+        request.features.clone()
+    });
+    let (client, model_ref) = model(&double);
+    let stuck = start(client.enqueue_inference(InferenceRequest::new(model_ref, number(0))));
+    door.wait_for(1);
+    let send = |timeout| {
+        let request = InferenceRequest::new(model_ref, number(1)).timeout(timeout);
+        let (message, answer) = InferenceMessage::new(request);
+        client.try_send(message).unwrap();
+        answer
+    };
+    for timeout in [20, 5].map(Duration::from_millis) {
+        let answer = block_on(send(timeout)).unwrap();
+        assert!(matches!(answer, Err(Error::DeadlineExceeded { stage: Stage::Queued })), "{answer:?}");
+    }
+    assert_eq!(client.stats().models[0].depth, [0; 3]);
+    drop(send(PATIENCE));
+    door.open();
+    block_on(stuck).unwrap();
+    assert_eq!(client.stats().outcomes.expired, 2);
 }
 
 #[test]

@@ -3,9 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Instant;
+
+use crate::error::panic_message;
 
 /// What is done at its time, on the timer's thread: must be short and must not block.
 pub(crate) type Action = Box<dyn FnOnce() + Send>;
@@ -15,6 +18,15 @@ pub(crate) type Action = Box<dyn FnOnce() + Send>;
 pub(crate) struct Alarm {
     at: Instant,
     serial: u64,
+}
+
+/// An alarm that is cancelled when this is dropped.
+pub(crate) struct Set(Alarm);
+
+impl Drop for Set {
+    fn drop(&mut self) {
+        Timer::global().cancel(self.0);
+    }
 }
 
 pub(crate) struct Timer {
@@ -57,6 +69,11 @@ impl Timer {
         Ok(alarm)
     }
 
+    /// As [`set`](Self::set), until the result is dropped. `None`: without a thread for it there is no alarm.
+    pub(crate) fn hold(at: Instant, action: impl FnOnce() + Send + 'static) -> Option<Set> {
+        Self::global().set(at, Box::new(action)).ok().map(Set)
+    }
+
     /// Forgets an alarm; nothing happens if it has gone off. Its action is dropped before this returns, unless it runs.
     pub(crate) fn cancel(&self, alarm: Alarm) {
         let action = self.lock().actions.remove(&alarm);
@@ -76,7 +93,10 @@ impl Timer {
                 Some(first) => {
                     let action = first.remove();
                     drop(state);
-                    action();
+                    // Code of others may be at the end of it: wakers, destructors. The next deadline does not depend on them.
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(action)) {
+                        panic_message(panic);
+                    }
                     self.lock()
                 }
             };
@@ -115,6 +135,17 @@ mod tests {
             assert_eq!(which, millis);
             assert!(when >= start + Duration::from_millis(millis));
         }
+    }
+
+    #[test]
+    fn an_action_that_panics_costs_no_other() {
+        let (sender, receiver) = mpsc::channel();
+        let now = Instant::now();
+        Timer::global().set(now, Box::new(|| panic!("injected"))).unwrap();
+        Timer::global()
+            .set(now + Duration::from_millis(5), Box::new(move || sender.send(()).unwrap()))
+            .unwrap();
+        receiver.recv_timeout(Duration::from_secs(10)).unwrap();
     }
 
     #[test]

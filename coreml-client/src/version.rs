@@ -23,6 +23,7 @@ use crate::runtime::{Runtime, Source, thread_name};
 use crate::source::{LoadStage, Options};
 use crate::stats::{ModelStats, Recorder, WorkerState, WorkerStats};
 use crate::telemetry::{Context, VersionMetrics};
+use crate::timer::{Set, Timer};
 use crate::tokens::Gates;
 use crate::{
     Error, InferenceMessage, InferenceRequest, InferenceResult, InferenceTimings, Limits, Outcomes, Priority,
@@ -37,7 +38,7 @@ pub(crate) struct Inferences;
 
 impl Job for Inferences {
     type Payload = Request;
-    type Reply = oneshot::Sender<Answer>;
+    type Reply = WayBack;
     type Cause = Error;
     type Wake = Sender<()>;
     type Grant = Granted;
@@ -59,9 +60,16 @@ impl Grant for Granted {
     }
 }
 
-impl Reply for oneshot::Sender<Answer> {
+/// Where an answer goes.
+pub(crate) struct WayBack {
+    sender: oneshot::Sender<Answer>,
+    /// Of a request whose caller holds no future that could keep it.
+    _alarm: Option<Set>,
+}
+
+impl Reply for WayBack {
     fn is_abandoned(&self) -> bool {
-        self.is_closed()
+        self.sender.is_closed()
     }
 }
 
@@ -151,7 +159,7 @@ pub(crate) struct Version {
     failures: Mutex<VecDeque<Instant>>,
     /// Moving mean of what a prediction takes; kept only if deadlines are checked against it.
     expected_nanos: Option<AtomicU64>,
-    /// What it takes of the budget; 0 once its instances are gone. Written under the runtime's lock.
+    /// What it takes of the budget; nothing once its instances are gone. Written under the runtime's lock.
     pub(crate) memory: AtomicUsize,
     /// Closed to make room. Written under the runtime's lock.
     pub(crate) evicted: AtomicBool,
@@ -286,7 +294,45 @@ impl Version {
         deadline: Option<Instant>,
         when_full: WhenFull,
     ) -> Result<Key, (Denied, InferenceMessage)> {
-        let (offer, bytes) = self.offer(message, submitted, deadline);
+        self.submit_with(message, submitted, deadline, when_full, None)
+    }
+
+    /// As [`submit`](Self::submit) without waiting, for a message that nobody holds a future of: the queue keeps its alarm.
+    #[allow(clippy::result_large_err, reason = "a refused message goes back by value, not by allocation")]
+    pub(crate) fn post(
+        self: &Arc<Self>,
+        message: InferenceMessage,
+        submitted: Instant,
+        deadline: Option<Instant>,
+    ) -> Result<(), (Denied, InferenceMessage)> {
+        let key: Arc<OnceLock<Key>> = Arc::default();
+        let alarm = deadline.filter(|deadline| *deadline > submitted).and_then(|deadline| {
+            let (version, key) = (Arc::downgrade(self), Arc::clone(&key));
+            Timer::hold(deadline, move || {
+                if let (Some(version), Some(key)) = (version.upgrade(), key.get()) {
+                    version.expire(*key);
+                }
+            })
+        });
+        let admitted = self.submit_with(message, submitted, deadline, WhenFull::Refuse, alarm)?;
+        key.get_or_init(|| admitted);
+        // The alarm may have gone off before it knew what for.
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            self.expire(admitted);
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::result_large_err, reason = "a refused message goes back by value, not by allocation")]
+    fn submit_with(
+        self: &Arc<Self>,
+        message: InferenceMessage,
+        submitted: Instant,
+        deadline: Option<Instant>,
+        when_full: WhenFull,
+        alarm: Option<Set>,
+    ) -> Result<Key, (Denied, InferenceMessage)> {
+        let (offer, bytes) = self.offer(message, submitted, deadline, alarm);
         let model_ref = self.model_ref;
         match self.queue.push(offer, when_full) {
             Ok(Pushed { key, all_busy }) => {
@@ -298,7 +344,10 @@ impl Version {
             Err(refused) => {
                 let denied = self.denied(refused.refusal, bytes);
                 let Request { id, submitted: _, context: _, request } = refused.payload;
-                Err((denied, InferenceMessage { id, model_ref, request, response_sender: refused.reply }))
+                Err((
+                    denied,
+                    InferenceMessage { id, model_ref, request, response_sender: refused.reply.sender },
+                ))
             }
         }
     }
@@ -308,6 +357,7 @@ impl Version {
         message: InferenceMessage,
         submitted: Instant,
         deadline: Option<Instant>,
+        alarm: Option<Set>,
     ) -> (Offer<Inferences>, usize) {
         let InferenceMessage { id, model_ref: _, request, response_sender } = message;
         let bytes = request.features.byte_len();
@@ -318,7 +368,7 @@ impl Version {
             deadline,
             expected: self.expected(),
             payload: Request { id, submitted, context: Context::current(), request },
-            reply: response_sender,
+            reply: WayBack { sender: response_sender, _alarm: alarm },
         };
         (offer, bytes)
     }
@@ -355,7 +405,7 @@ impl Version {
         submitted: Instant,
         deadline: Option<Instant>,
     ) -> Result<Key, InferenceMessage> {
-        let (offer, _) = self.offer(message, submitted, deadline);
+        let (offer, _) = self.offer(message, submitted, deadline, None);
         match self.queue.fill(key, offer) {
             Ok(Pushed { key, all_busy }) => {
                 if all_busy {
@@ -364,7 +414,12 @@ impl Version {
                 Ok(key)
             }
             Err(Offer { payload: Request { id, submitted: _, context: _, request }, reply, .. }) => {
-                Err(InferenceMessage { id, model_ref: self.model_ref, request, response_sender: reply })
+                Err(InferenceMessage {
+                    id,
+                    model_ref: self.model_ref,
+                    request,
+                    response_sender: reply.sender,
+                })
             }
         }
     }
@@ -823,10 +878,10 @@ impl Drop for Lease<'_> {
     }
 }
 
-fn answer(reply: Option<oneshot::Sender<Answer>>, result: Answer) {
-    if let Some(reply) = reply {
+fn answer(reply: Option<WayBack>, result: Answer) {
+    if let Some(WayBack { sender, _alarm }) = reply {
         // A reply nobody waits for is dropped here, on the thread that made it.
-        contain(|| drop(reply.send(result)));
+        contain(|| drop(sender.send(result)));
     }
 }
 

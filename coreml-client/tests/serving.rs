@@ -258,6 +258,108 @@ async fn a_corrected_size_counts_from_then_on() {
     finish(client, fake).await;
 }
 
+/// Until every thread of every model has nothing to do.
+async fn at_rest(client: &ModelClient) {
+    let at_rest =
+        |model: &ModelStats| !matches!(model.workers[0].state, WorkerState::Building | WorkerState::Running);
+    eventually("rest", || client.stats().models.iter().all(at_rest)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_swap_under_a_budget_never_evicts_what_it_replaces() {
+    let fake = FakeBridge::builder().describe(|path| (path != "broken").then(|| DOUBLER.to_owned())).build();
+    let client = ModelClient::builder().bridge(fake.bridge()).threads(1).memory_budget(4).build();
+    let model_ref = client.load(ModelSource::new("old").memory(2)).await.unwrap();
+    let other = client.load(ModelSource::new("other").memory(2)).await.unwrap();
+    at_rest(&client).await;
+    // It was used last, so the old version would go first.
+    client.enqueue_inference(request(other, 1.0)).await.unwrap();
+    at_rest(&client).await;
+    let serves = async |version: u64| {
+        let result = client.enqueue_inference(request(model_ref, 1.0)).await;
+        assert_eq!(result.expect("it serves on").version, version);
+        at_rest(&client).await;
+    };
+    // Old and new would never fit together, whoever else goes.
+    let giant = patiently(client.swap(model_ref, ModelSource::new("giant").memory(3))).await;
+    assert!(matches!(giant, Err(Error::OverBudget { bytes: 3, budget: 4, .. })), "{giant:?}");
+    serves(1).await;
+    let broken = patiently(client.swap(model_ref, ModelSource::new("broken").memory(2))).await;
+    assert!(matches!(broken, Err(Error::Load { .. })), "{broken:?}");
+    serves(1).await;
+    assert!(matches!(client.enqueue_inference(request(other, 1.0)).await, Err(Error::Evicted { .. })));
+    let swapped = patiently(client.swap(model_ref, ModelSource::new("new").memory(2))).await;
+    assert_eq!(swapped.unwrap(), 3);
+    serves(3).await;
+    assert!(client.stats().models_total.memory <= 4);
+    finish(client, fake).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_swaps_that_need_each_others_room_do_not_wait_for_each_other() {
+    let fake = FakeBridge::new();
+    let client = ModelClient::builder().bridge(fake.bridge()).threads(1).memory_budget(4).build();
+    let a = client.load(ModelSource::new("a").memory(2)).await.unwrap();
+    let b = client.load(ModelSource::new("b").memory(2)).await.unwrap();
+    at_rest(&client).await;
+    let swaps = [(a, "a2"), (b, "b2")].map(|(model_ref, name)| {
+        spawned(client.swap(model_ref, ModelSource::new(name).memory(1)).into_future())
+    });
+    for swap in swaps {
+        assert_eq!(patiently(swap).await.unwrap().unwrap(), 2);
+    }
+    finish(client, fake).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_would_rather_be_refused_takes_the_room_that_those_in_the_line_cannot_use() {
+    let fake = FakeBridge::new();
+    let client = ModelClient::builder().bridge(fake.bridge()).threads(1).memory_budget(4).build();
+    let pinned = client.load_pinned(ModelSource::new("pinned").memory(2)).await.unwrap();
+    let large = client.load(ModelSource::new("large").memory(3));
+    let stages = large.stages();
+    let waiting = spawned(large);
+    eventually("the wait for memory", || *stages.borrow() == LoadStage::Waiting).await;
+    sleep(Duration::from_millis(20)).await;
+    // Pinned: the one in the line takes what is idle.
+    let small = |name: &str| client.load_pinned(ModelSource::new(name).memory(1).refuse_over_budget());
+    let pins = [patiently(small("one")).await.unwrap(), patiently(small("two")).await.unwrap()];
+    assert!(matches!(small("three").await, Err(Error::OverBudget { .. })));
+    drop((pinned, pins));
+    patiently(waiting).await.unwrap().unwrap();
+    finish(client, fake).await;
+}
+
+#[tokio::test]
+async fn a_model_that_takes_no_memory_lives_like_any_other() {
+    let fake = FakeBridge::new();
+    let client = ModelClient::builder().bridge(fake.bridge()).threads(1).memory_budget(10).build();
+    let model_ref = client.load(ModelSource::new("a").memory(0)).await.unwrap();
+    client.set_memory(model_ref, 3).unwrap();
+    client.set_memory(model_ref, 0).unwrap();
+    assert_eq!(client.stats().models_total.memory, 0);
+    client.enqueue_inference(request(model_ref, 1.0)).await.unwrap();
+    at_rest(&client).await;
+    client.set_memory_pressure(MemoryPressure::Critical);
+    eventually("eviction", || fake.counts().live_models == 0).await;
+    assert!(matches!(client.set_memory(model_ref, 1), Err(Error::Evicted { .. })));
+    finish(client, fake).await;
+}
+
+#[tokio::test]
+async fn a_rollback_that_comes_too_late_loses_no_version() {
+    let fake = FakeBridge::new();
+    let client = client(fake);
+    let model_ref = client.load("old").await.unwrap();
+    client.enqueue_inference(request(model_ref, 1.0)).await.unwrap();
+    client.swap(model_ref, "new").await.unwrap();
+    client.shutdown(Shutdown::Abort).await;
+    let versions = client.stats().models.len();
+    assert!(matches!(client.rollback(model_ref), Err(Error::ShutDown)));
+    assert_eq!((client.stats().models.len(), client.stats().outcomes.ok), (versions, 1));
+    finish(client, fake).await;
+}
+
 // ---- reservations, deadlines ----
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -284,11 +386,8 @@ async fn a_permit_is_a_place_in_the_line_and_survives_a_swap() {
     assert_eq!(permit.enqueue(request(model_ref, 1.0)).unwrap().await.unwrap().version, 2);
     let permit = client.reserve(model_ref, Priority::Normal, 8).await.unwrap();
     client.unload(model_ref).unwrap();
-    assert!(matches!(
-        permit.enqueue(request(model_ref, 1.0)).unwrap().await,
-        Err(Error::ModelNotFound { .. })
-    ));
-    assert!(matches!(client.reserve(model_ref, Priority::Low, 1).await, Err(Error::ModelNotFound { .. })));
+    assert!(matches!(permit.enqueue(request(model_ref, 1.0)).unwrap().await, Err(Error::Unloaded { .. })));
+    assert!(matches!(client.reserve(model_ref, Priority::Low, 1).await, Err(Error::Unloaded { .. })));
     finish(client, fake).await;
 }
 
@@ -307,15 +406,15 @@ async fn an_unload_serves_who_is_in_the_line_and_takes_back_what_is_only_reserve
     eventually("two wait for room", || client.stats().models[0].waiting == 2).await;
     client.unload(model_ref).unwrap();
     let late = client.enqueue_inference(request(model_ref, 4.0)).await;
-    assert!(matches!(late, Err(Error::ModelNotFound { .. })), "{late:?}");
+    assert!(matches!(late, Err(Error::Unloaded { .. })), "{late:?}");
     let used = patiently(async { permit.enqueue(request(model_ref, 5.0)).unwrap().await }).await;
-    assert!(matches!(used, Err(Error::ModelNotFound { .. })), "{used:?}");
+    assert!(matches!(used, Err(Error::Unloaded { .. })), "{used:?}");
     fake.predict_gate().open();
     assert!(patiently(running).await.is_ok());
     assert!(patiently(queued).await.is_ok());
     assert!(patiently(waiting).await.unwrap().is_ok(), "handed in before");
     let reserved = patiently(reserving).await.unwrap();
-    assert!(matches!(reserved, Err(Error::ModelNotFound { .. })), "{reserved:?}");
+    assert!(matches!(reserved, Err(Error::Unloaded { .. })), "{reserved:?}");
     finish(client, fake).await;
 }
 
@@ -494,6 +593,61 @@ async fn a_procedure_never_joins_a_batch() {
         outputs.push((name.to_owned(), result.tensor(name).unwrap().to_vec::<f32>().unwrap()[0]));
     }
     assert_eq!(outputs, [("y".to_owned(), 2.0), ("x".to_owned(), 2.0), ("y".to_owned(), 6.0)]);
+    finish(client, fake).await;
+}
+
+// ---- after the end ----
+
+#[tokio::test]
+async fn after_a_shutdown_everything_says_so_of_every_model() {
+    let fake = FakeBridge::new();
+    let client = client(fake);
+    let model_ref = client.load("model").await.unwrap();
+    let gone = client.load("gone").await.unwrap();
+    client.unload(gone).unwrap();
+    client.shutdown(Shutdown::Drain { deadline: Instant::now() + PATIENCE }).await;
+    for model_ref in [model_ref, gone, ModelRef::new()] {
+        let told: [Result<(), Error>; 10] = [
+            client.pin(model_ref).map(drop),
+            client.description(model_ref).map(drop),
+            client.attach(model_ref, Arc::new(1_u8)),
+            client.attached::<u8>(model_ref).map(drop),
+            client.set_memory(model_ref, 1),
+            client.unload(model_ref),
+            client.rollback(model_ref).map(drop),
+            client.swap(model_ref, "new").await.map(drop),
+            client.enqueue_inference(request(model_ref, 1.0)).await.map(drop),
+            client.reserve(model_ref, Priority::Normal, 4).await.map(drop),
+        ];
+        assert!(told.iter().all(|told| matches!(told, Err(Error::ShutDown))), "{told:?}");
+    }
+    finish(client, fake).await;
+}
+
+#[tokio::test]
+async fn unknown_unloaded_evicted_and_failed_models_are_told_apart() {
+    let broken = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let breaks = Arc::clone(&broken);
+    let fake = FakeBridge::builder()
+        .describe(move |_| (!breaks.load(Ordering::SeqCst)).then(|| DOUBLER.to_owned()))
+        .build();
+    let client = client(fake);
+    let [unloaded, evicted, failed] =
+        [client.load("a").await.unwrap(), client.load("b").await.unwrap(), client.load("c").await.unwrap()];
+    client.unload(unloaded).unwrap();
+    at_rest(&client).await;
+    let pinned = client.pin(failed).unwrap();
+    client.set_memory_pressure(MemoryPressure::Critical);
+    drop(pinned);
+    broken.store(true, Ordering::SeqCst);
+    let bomb = request(failed, 1.0).procedure(Procedure::new(|_, _| panic!("injected")));
+    drop(client.enqueue_inference(bomb).await);
+    let ask = |model_ref| patiently(client.enqueue_inference(request(model_ref, 1.0)));
+    assert!(matches!(ask(ModelRef::new()).await, Err(Error::ModelNotFound { .. })));
+    assert!(matches!(ask(unloaded).await, Err(Error::Unloaded { .. })));
+    assert!(matches!(ask(evicted).await, Err(Error::Evicted { .. })));
+    assert!(matches!(ask(failed).await, Err(Error::ModelFailed { .. })));
+    client.set_memory_pressure(MemoryPressure::Normal);
     finish(client, fake).await;
 }
 
