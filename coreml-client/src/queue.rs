@@ -328,7 +328,15 @@ impl<J: Job> Queue<J> {
 
     /// Lets nothing more in and gives out everything that has not started. Only the first cause counts.
     pub(crate) fn close(&self, cause: J::Cause) -> Vec<Removed<J>> {
-        let removed = self.lock().close(cause);
+        let removed = if crate::mutant!("close-outside-the-lock") {
+            let removed = self.lock().take_all();
+            #[cfg(not(coreml_loom))]
+            std::thread::sleep(Duration::from_millis(5));
+            self.lock().phase = Phase::Closed(cause);
+            removed
+        } else {
+            self.lock().close(cause)
+        };
         self.wake_all();
         removed
     }
@@ -814,6 +822,11 @@ impl<J: Job> State<J> {
             return Vec::new();
         }
         self.phase = Phase::Closed(cause);
+        self.take_all()
+    }
+
+    /// Gives out everything that has not started.
+    fn take_all(&mut self) -> Vec<Removed<J>> {
         let mut removed = Vec::new();
         for class in 0..Priority::COUNT {
             for (place, stage) in [

@@ -115,6 +115,7 @@ pub(crate) struct Runtime {
     /// Requests for models that are not there, by priority.
     strays: [Strays; Priority::COUNT],
     /// What the metrics say already.
+    #[cfg(feature = "metrics")]
     told: Mutex<telemetry::Told>,
 }
 
@@ -286,6 +287,7 @@ impl Runtime {
             telemetry: Once::new(),
             clock: Arc::default(),
             strays: Default::default(),
+            #[cfg(feature = "metrics")]
             told: Mutex::default(),
         })
     }

@@ -11,7 +11,7 @@ use coreml_bridge::ModelRef;
 pub(crate) use on::{Told, VersionMetrics, begin, contained, loaded};
 
 #[cfg(not(feature = "metrics"))]
-pub(crate) use off::{Told, VersionMetrics, begin, loaded};
+pub(crate) use off::{VersionMetrics, begin, loaded};
 
 #[cfg(not(feature = "metrics"))]
 mod off {
@@ -30,9 +30,6 @@ mod off {
 
         pub(crate) fn record(&self, _: Duration, _: Duration) {}
     }
-
-    #[derive(Default)]
-    pub(crate) struct Told;
 
     pub(crate) fn begin(_: &Arc<Runtime>) {}
 

@@ -206,6 +206,25 @@ fn a_close_while_two_produce_and_one_works() {
 }
 
 #[test]
+fn a_worker_that_closes_its_queue_and_dies_forgets_nobody() {
+    model(|now| {
+        let (queue, signals) = queue(2, 1);
+        let jobs = two(|| Arc::new(AtomicUsize::new(0)));
+        let producers = jobs.clone().map(|ends| producer(&queue, &ends, now));
+        // As after too many failures: nobody serves what comes in between.
+        for removed in queue.close(()) {
+            end(&removed.payload.expect("only a running job has none"));
+        }
+        queue.leave(0);
+        for producer in producers {
+            producer.join().unwrap();
+        }
+        drop(signals);
+        assert_over(&queue, &jobs);
+    });
+}
+
+#[test]
 fn a_worker_that_dies_leaves_its_wake_up_to_the_other() {
     model(|now| {
         let (queue, signals) = queue(2, 2);
