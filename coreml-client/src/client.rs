@@ -13,6 +13,7 @@ use crate::backend::Backend;
 use crate::compiled::Cached;
 use crate::inference;
 use crate::limits::Limit;
+use crate::memory::PressureSource;
 use crate::runtime::{IntraOp, Loaded, Runtime, Settings};
 use crate::tokens::Tokens;
 use crate::version::{Denied, Retry, Service};
@@ -648,6 +649,7 @@ pub struct ModelClientBuilder {
     retry: Retry,
     refuse_hopeless: bool,
     memory_budget: Option<usize>,
+    pressure: Option<PressureSource>,
     serial: Serial,
     units: [Option<usize>; 3],
 }
@@ -667,12 +669,18 @@ impl ModelClientBuilder {
             retry: Retry::default(),
             refuse_hopeless: false,
             memory_budget: None,
+            pressure: None,
             serial: Serial::Free,
             units: [None; 3],
         }
     }
 
     /// Who runs the models; by default [`Bridge::platform`].
+    ///
+    /// ```
+    /// let client = coreml_client::ModelClient::builder().bridge(coreml_client::Bridge::platform()).build();
+    /// assert!(client.stats().models.is_empty());
+    /// ```
     pub fn bridge(mut self, bridge: Bridge) -> Self {
         self.backend = Some(Arc::new(bridge));
         self
@@ -680,6 +688,12 @@ impl ModelClientBuilder {
 
     /// Keeps what the bridge compiles on disk, so that a model is compiled once and not at each load. By default nothing is
     /// kept. Worth it with Core ML only: the portable engine has nothing to compile.
+    ///
+    /// ```
+    /// let cache = coreml_client::CompiledCache::new(std::env::temp_dir().join("compiled-models"));
+    /// let client = coreml_client::ModelClient::builder().compiled_cache(cache).build();
+    /// assert!(client.stats().models.is_empty());
+    /// ```
     pub fn compiled_cache(mut self, cache: CompiledCache) -> Self {
         self.compiled_cache = Some(cache);
         self
@@ -699,6 +713,18 @@ impl ModelClientBuilder {
 
     /// The most inference threads of a model, each with an instance of its own; 0 is taken as 1. By default as many as there
     /// are cores, but at most 4. The first one loads the model, the others start when there is more to do than it can.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// let client = coreml_client::ModelClient::builder().threads(2).build();
+    /// client.load(path).await?;
+    /// assert_eq!(client.stats().models[0].workers.len(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads.max(1));
         self
@@ -707,12 +733,22 @@ impl ModelClientBuilder {
     /// CPU threads inside one prediction, for models that are loaded without
     /// [`Config::threads`](coreml_bridge::Config::threads); 0 leaves it to the bridge. By default the number of cores divided
     /// by the inference threads, where the bridge can be told.
+    ///
+    /// ```
+    /// let client = coreml_client::ModelClient::builder().threads(2).intra_op_threads(2).build();
+    /// assert!(client.stats().models.is_empty());
+    /// ```
     pub fn intra_op_threads(mut self, threads: u32) -> Self {
         self.intra_op_threads = NonZeroU32::new(threads).map_or(IntraOp::Bridge, IntraOp::Exactly);
         self
     }
 
     /// The most requests in a model's queue, by default 64; 0 is taken as 1. Those that run do not count.
+    ///
+    /// ```
+    /// let client = coreml_client::ModelClient::builder().max_queued(128).build();
+    /// assert!(client.stats().models.is_empty());
+    /// ```
     pub fn max_queued(mut self, requests: usize) -> Self {
         self.total.jobs = requests;
         self
@@ -720,6 +756,21 @@ impl ModelClientBuilder {
 
     /// The most bytes of inputs in a model's queue, by default 64 MiB. Those of requests that run come on top, one request
     /// per thread.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// # let image = coreml_client::Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+    /// # let inputs = coreml_client::Features::new().with("image", image);
+    /// let client = coreml_client::ModelClient::builder().max_queued_bytes(16).build();
+    /// let model_ref = client.load(path).await?;
+    /// let refused = client.try_enqueue(coreml_client::InferenceRequest::new(model_ref, inputs)).unwrap_err();
+    /// assert!(matches!(refused.source, coreml_client::Error::TooLarge { bytes: 256, limit: 16, .. }));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn max_queued_bytes(mut self, bytes: usize) -> Self {
         self.total.bytes = bytes;
         self
@@ -727,18 +778,33 @@ impl ModelClientBuilder {
 
     /// The most requests of a priority, and of bytes of their inputs, in a model's queue: so that a flood of one class
     /// leaves room for the others. By default each class may fill the queue.
+    ///
+    /// ```
+    /// let client = coreml_client::ModelClient::builder().max_queued_of(coreml_client::Priority::Low, 16, 8 << 20).build();
+    /// assert!(client.stats().models.is_empty());
+    /// ```
     pub fn max_queued_of(mut self, priority: Priority, requests: usize, bytes: usize) -> Self {
         self.classes[priority.index()] = Some(Limit { jobs: requests, bytes });
         self
     }
 
     /// On every how many occasions the oldest request goes before the most urgent, by default 8; 0 = never.
+    ///
+    /// ```
+    /// let client = coreml_client::ModelClient::builder().fairness(4).build();
+    /// assert!(client.stats().models.is_empty());
+    /// ```
     pub fn fairness(mut self, every: u32) -> Self {
         self.fairness = every;
         self
     }
 
     /// The deadline of requests that have none, counted from their hand-in. By default they wait for as long as it takes.
+    ///
+    /// ```
+    /// let client = coreml_client::ModelClient::builder().default_timeout(std::time::Duration::from_secs(2)).build();
+    /// assert!(client.stats().models.is_empty());
+    /// ```
     pub fn default_timeout(mut self, timeout: Duration) -> Self {
         self.default_timeout = Some(timeout);
         self
@@ -746,6 +812,11 @@ impl ModelClientBuilder {
 
     /// Refuses a request at once, with [`Error::DeadlineExceeded`], when those before it will take beyond its deadline, going
     /// by what predictions took so far. By default it waits for its luck.
+    ///
+    /// ```
+    /// let client = coreml_client::ModelClient::builder().refuse_hopeless().build();
+    /// assert!(client.stats().models.is_empty());
+    /// ```
     pub fn refuse_hopeless(mut self) -> Self {
         self.refuse_hopeless = true;
         self
@@ -753,19 +824,61 @@ impl ModelClientBuilder {
 
     /// How many bytes all models together may take, by what their [sources say](ModelSource::memory); by default as many as
     /// they like. Loads evict idle models, the least recently used first, or wait until one is idle.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// use coreml_client::{Error, ModelClient, ModelSource};
+    ///
+    /// let client = ModelClient::builder().memory_budget(64 << 20).build();
+    /// let giant = client.load(ModelSource::new(path).memory(65 << 20)).await;
+    /// assert!(matches!(giant, Err(Error::OverBudget { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn memory_budget(mut self, bytes: usize) -> Self {
         self.memory_budget = Some(bytes);
         self
     }
 
+    /// Looks once a second how short of memory the system is, and [acts on it](ModelClient::set_memory_pressure), from the
+    /// first load on. By default the program tells. Where [nobody can say](MemoryPressure::of_system) it does nothing.
+    ///
+    /// ```
+    /// let client = coreml_client::ModelClient::builder().follow_memory_pressure().build();
+    /// # drop(client);
+    /// ```
+    pub fn follow_memory_pressure(mut self) -> Self {
+        self.pressure = Some(Arc::new(MemoryPressure::of_system));
+        self
+    }
+
+    #[cfg(all(test, not(coreml_loom)))]
+    pub(crate) fn pressure(mut self, source: PressureSource) -> Self {
+        self.pressure = Some(source);
+        self
+    }
+
     /// How many predictions may use a compute unit at the same time, over all models of the runtime; by default as many as
     /// there are threads. 0 is taken as 1.
+    ///
+    /// ```
+    /// let client = coreml_client::ModelClient::builder().max_concurrent(coreml_client::ComputeUnit::NeuralEngine, 1).build();
+    /// assert!(client.stats().models.is_empty());
+    /// ```
     pub fn max_concurrent(mut self, unit: ComputeUnit, predictions: usize) -> Self {
         self.units[unit as usize] = Some(predictions);
         self
     }
 
     /// Lets predictions exclude each other.
+    ///
+    /// ```
+    /// let client = coreml_client::ModelClient::builder().serialize(coreml_client::Serial::PerModel).build();
+    /// assert!(client.stats().models.is_empty());
+    /// ```
     pub fn serialize(mut self, serial: Serial) -> Self {
         self.serial = serial;
         self
@@ -773,12 +886,22 @@ impl ModelClientBuilder {
 
     /// How long [`ModelClient::shutdown`] waits for predictions under way once nothing is queued any more, by default one
     /// second; threads that take longer are reported.
+    ///
+    /// ```
+    /// let client = coreml_client::ModelClient::builder().stop_grace(std::time::Duration::from_secs(5)).build();
+    /// assert!(client.stats().models.is_empty());
+    /// ```
     pub fn stop_grace(mut self, grace: Duration) -> Self {
         self.stop_grace = grace;
         self
     }
 
     /// The first client of a new runtime. No thread is started before the first model is loaded.
+    ///
+    /// ```
+    /// let client = coreml_client::ModelClient::builder().threads(1).build();
+    /// assert!(client.stats().models.is_empty());
+    /// ```
     pub fn build(self) -> ModelClient {
         let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let threads = self.threads.unwrap_or(cores.min(4));
@@ -799,6 +922,7 @@ impl ModelClientBuilder {
             default_timeout: self.default_timeout,
             stop_grace: self.stop_grace,
             memory_budget: self.memory_budget,
+            pressure: self.pressure,
             serial: self.serial,
             units: self.units.iter().any(Option::is_some).then(|| Tokens::new(self.units)),
         };
@@ -821,6 +945,7 @@ impl fmt::Debug for ModelClientBuilder {
             retry,
             refuse_hopeless,
             memory_budget,
+            pressure,
             serial,
             units,
         } = self;
@@ -836,6 +961,7 @@ impl fmt::Debug for ModelClientBuilder {
             .field("retry", retry)
             .field("refuse_hopeless", refuse_hopeless)
             .field("memory_budget", memory_budget)
+            .field("follow_memory_pressure", &pressure.is_some())
             .field("serial", serial)
             .field("units", units)
             .finish_non_exhaustive()

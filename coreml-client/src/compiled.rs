@@ -59,12 +59,22 @@ pub struct CompiledCache {
 
 impl CompiledCache {
     /// Uses a folder, which is made when it is needed. It must be the cache's alone: what looks like an old entry is deleted.
+    ///
+    /// ```
+    /// let cache = coreml_client::CompiledCache::new("/var/cache/my-program/models");
+    /// # drop(cache);
+    /// ```
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self { folder: folder.into(), capacity: 8 << 30 }
     }
 
     /// How many bytes the entries may have together, by default 8 GiB. Beyond it those go that were not used for longest;
     /// while all are in use it may be exceeded.
+    ///
+    /// ```
+    /// let cache = coreml_client::CompiledCache::new("/var/cache/my-program/models").capacity(2 << 30);
+    /// # drop(cache);
+    /// ```
     #[must_use]
     pub fn capacity(mut self, bytes: u64) -> Self {
         self.capacity = bytes;

@@ -78,6 +78,20 @@ impl Inference {
     }
 
     /// The request's id, which the result will carry.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// # let image = coreml_client::Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+    /// # let inputs = coreml_client::Features::new().with("image", image);
+    /// let inference = client.enqueue_inference(coreml_client::InferenceRequest::new(model_ref, inputs));
+    /// println!("asked as {}", inference.id());
+    /// inference.await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn id(&self) -> Uuid {
         self.id
     }

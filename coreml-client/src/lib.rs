@@ -84,7 +84,7 @@
 //! | take a place first, build the inputs then | [`reserve`](ModelClient::reserve) ([`Permit`]) |
 //! | make several predictions in a row, or many in one | [`Procedure`]; [`Batching`] |
 //! | replace a model under load | [`swap`](ModelClient::swap) ([`Swap`], [`Trial`]), [`rollback`](ModelClient::rollback) |
-//! | bound memory | [`memory_budget`](ModelClientBuilder::memory_budget), [`pin`](ModelClient::pin) and [`load_pinned`](ModelClient::load_pinned) ([`Pinned`]), [`set_memory`](ModelClient::set_memory), [`set_memory_pressure`](ModelClient::set_memory_pressure) ([`MemoryPressure`]) |
+//! | bound memory | [`memory_budget`](ModelClientBuilder::memory_budget), [`pin`](ModelClient::pin) and [`load_pinned`](ModelClient::load_pinned) ([`Pinned`]), [`set_memory`](ModelClient::set_memory), [`set_memory_pressure`](ModelClient::set_memory_pressure) ([`MemoryPressure`]) or [`follow_memory_pressure`](ModelClientBuilder::follow_memory_pressure) |
 //! | bound what runs at once | [`threads`](ModelClientBuilder::threads), [`max_concurrent`](ModelClientBuilder::max_concurrent) ([`ComputeUnit`]), [`serialize`](ModelClientBuilder::serialize) ([`Serial`]) |
 //! | let crates above know a model by its reference | [`attach`](ModelClient::attach), [`attached`](ModelClient::attached) |
 //! | compile once | [`compiled_cache`](ModelClientBuilder::compiled_cache) ([`CompiledCache`]) |

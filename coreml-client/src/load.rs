@@ -32,6 +32,18 @@ impl Load {
     }
 
     /// How far it has come.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// let load = client.load(path);
+    /// assert_eq!(load.stage(), coreml_client::LoadStage::Reading);
+    /// load.await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn stage(&self) -> LoadStage {
         *self.stage.borrow()
     }

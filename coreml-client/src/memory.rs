@@ -1,4 +1,8 @@
 use std::fmt;
+use std::sync::Arc;
+
+/// Whom a runtime asks how short of memory the system is; `None` if it cannot know.
+pub(crate) type PressureSource = Arc<dyn Fn() -> Option<MemoryPressure> + Send + Sync>;
 
 /// How short of memory the system is; see [`ModelClient::set_memory_pressure`](crate::ModelClient::set_memory_pressure).
 ///
@@ -36,6 +40,8 @@ impl MemoryPressure {
     /// // For example once a second:
     /// client.set_memory_pressure(MemoryPressure::of_system().unwrap_or_default());
     /// ```
+    ///
+    /// [`follow_memory_pressure`](crate::ModelClientBuilder::follow_memory_pressure) does so.
     pub fn of_system() -> Option<Self> {
         if !cfg!(target_os = "linux") {
             return None;

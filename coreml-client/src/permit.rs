@@ -47,6 +47,17 @@ impl Permit {
     }
 
     /// The bytes of inputs that there is room for.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// let permit = client.reserve(model_ref, coreml_client::Priority::Low, 256).await?;
+    /// assert_eq!(permit.bytes(), 256);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -57,6 +68,21 @@ impl Permit {
     /// # Errors
     /// [`Refused`] with [`Error::TooLarge`](crate::Error::TooLarge) if its inputs are larger than what was reserved; the
     /// place is given back.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// # let image = coreml_client::Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+    /// # let inputs = coreml_client::Features::new().with("image", image);
+    /// use coreml_client::{InferenceRequest, Priority};
+    ///
+    /// let permit = client.reserve(model_ref, Priority::High, 256).await?;
+    /// permit.enqueue(InferenceRequest::new(model_ref, inputs))?.await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[allow(clippy::result_large_err, reason = "the request goes back by value")]
     pub fn enqueue(mut self, mut request: InferenceRequest) -> Result<Inference, Refused> {
         request.model_ref = self.model_ref;
@@ -113,6 +139,16 @@ impl Pinned {
     }
 
     /// The model.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// assert_eq!(client.pin(model_ref)?.model_ref(), model_ref);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn model_ref(&self) -> ModelRef {
         self.model_ref
     }

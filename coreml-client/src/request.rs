@@ -48,6 +48,13 @@ pub struct InferenceRequest {
 
 impl InferenceRequest {
     /// A request of normal priority for all outputs, with the runtime's default deadline.
+    ///
+    /// ```
+    /// use coreml_client::{Features, InferenceRequest, ModelRef};
+    ///
+    /// let request = InferenceRequest::new(ModelRef::new(), Features::new());
+    /// assert!(request.deadline.is_none() && request.wanted.is_empty());
+    /// ```
     pub fn new(model_ref: ModelRef, features: Features) -> Self {
         Self {
             model_ref,
@@ -60,6 +67,24 @@ impl InferenceRequest {
     }
 
     /// Has the inference thread run this in place of one prediction, see [`Procedure`].
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// # let image = coreml_client::Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+    /// # let inputs = coreml_client::Features::new().with("image", image);
+    /// use coreml_client::{InferenceRequest, Procedure};
+    ///
+    /// let second = Procedure::new(|model, inputs| {
+    ///     model.predict(inputs)?;
+    ///     model.predict(inputs)
+    /// });
+    /// client.enqueue_inference(InferenceRequest::new(model_ref, inputs).procedure(second)).await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn procedure(mut self, procedure: Procedure) -> Self {
         self.procedure = Some(procedure);
@@ -67,6 +92,13 @@ impl InferenceRequest {
     }
 
     /// Sets how urgent it is.
+    ///
+    /// ```
+    /// use coreml_client::{Features, InferenceRequest, ModelRef, Priority};
+    ///
+    /// let request = InferenceRequest::new(ModelRef::new(), Features::new()).priority(Priority::Low);
+    /// assert_eq!(request.priority, Priority::Low);
+    /// ```
     #[must_use]
     pub fn priority(mut self, priority: Priority) -> Self {
         self.priority = priority;
@@ -74,6 +106,16 @@ impl InferenceRequest {
     }
 
     /// Sets the time after which the answer is of no use.
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    ///
+    /// use coreml_client::{Features, InferenceRequest, ModelRef};
+    ///
+    /// let deadline = Instant::now() + Duration::from_secs(1);
+    /// let request = InferenceRequest::new(ModelRef::new(), Features::new()).deadline(deadline);
+    /// assert_eq!(request.deadline, Some(deadline));
+    /// ```
     #[must_use]
     pub fn deadline(mut self, deadline: Instant) -> Self {
         self.deadline = Some(deadline);
@@ -81,6 +123,15 @@ impl InferenceRequest {
     }
 
     /// Sets the deadline `timeout` from now: from this call, not from the hand-in.
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    ///
+    /// use coreml_client::{Features, InferenceRequest, ModelRef};
+    ///
+    /// let request = InferenceRequest::new(ModelRef::new(), Features::new()).timeout(Duration::from_secs(1));
+    /// assert!(request.deadline > Some(Instant::now()));
+    /// ```
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.deadline = Instant::now().checked_add(timeout);
@@ -88,6 +139,20 @@ impl InferenceRequest {
     }
 
     /// Asks for these outputs only.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// # let image = coreml_client::Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+    /// # let inputs = coreml_client::Features::new().with("image", image);
+    /// let request = coreml_client::InferenceRequest::new(model_ref, inputs).wanted(["probabilities"]);
+    /// let outputs = client.enqueue_inference(request).await?.outputs;
+    /// assert_eq!(outputs.iter().count(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn wanted<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.wanted = names.into_iter().map(Into::into).collect();
@@ -181,6 +246,11 @@ type Run =
 
 impl Procedure {
     /// From a closure that is given the instance and the request's inputs, and makes the outputs of the result.
+    ///
+    /// ```
+    /// let procedure = coreml_client::Procedure::new(|model, inputs| model.predict(inputs));
+    /// # drop(procedure);
+    /// ```
     pub fn new(
         run: impl Fn(&CoreMlHandle, &Features) -> std::result::Result<Features, coreml_bridge::Error>
         + Send
@@ -272,6 +342,15 @@ pub struct InferenceMessage {
 
 impl InferenceMessage {
     /// A message with a fresh id, and the end where its answer will arrive.
+    ///
+    /// ```
+    /// use coreml_client::{Features, InferenceMessage, InferenceRequest, ModelRef};
+    ///
+    /// let request = InferenceRequest::new(ModelRef::new(), Features::new());
+    /// let (message, mut answer) = InferenceMessage::new(request);
+    /// drop(message); // nobody will answer
+    /// assert!(answer.try_recv().is_err());
+    /// ```
     pub fn new(request: InferenceRequest) -> (Self, oneshot::Receiver<Result<InferenceResult>>) {
         let (response_sender, response_receiver) = oneshot::channel();
         let message = Self { id: Uuid::new_v4(), model_ref: request.model_ref, request, response_sender };

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::backend::{Backend, Instance};
 use crate::files::Files;
-use crate::memory::MemoryPressure;
+use crate::memory::{MemoryPressure, PressureSource};
 use crate::shutdown::{Report, Shutdown};
 use crate::source::{LoadStage, ModelSource, Options, StageCell};
 #[cfg(feature = "metrics")]
@@ -40,6 +40,8 @@ pub(crate) struct Settings {
     pub(crate) stop_grace: Duration,
     /// Bytes that all models together may take.
     pub(crate) memory_budget: Option<usize>,
+    /// Asked once a second, if anybody is.
+    pub(crate) pressure: Option<PressureSource>,
     pub(crate) serial: Serial,
     /// Limits by compute unit, if there are any.
     pub(crate) units: Option<Arc<Tokens>>,
@@ -109,7 +111,7 @@ pub(crate) struct Runtime {
     state: Mutex<State>,
     /// Something that a load waits for may have happened: memory was given back, a model became idle, the end.
     changed: Condvar,
-    /// Begins with the first load.
+    /// What is done once a second begins with the first load.
     telemetry: Once,
     clock: Arc<Clock>,
     /// Requests for models that are not there, by priority.
@@ -409,7 +411,12 @@ impl Runtime {
         }
         let ModelSource { path, config, options } = source;
         let request = (path, config);
-        self.telemetry.call_once(|| telemetry::begin(self));
+        self.telemetry.call_once(|| {
+            telemetry::begin(self);
+            if let Some(source) = &self.settings.pressure {
+                follow(Arc::downgrade(self), Arc::clone(source), MemoryPressure::Normal, Instant::now());
+            }
+        });
         match state.requested.get_mut(&request) {
             Some(_) if crate::mutant!("a-load-for-each") => {}
             Some(Requested::Resolving(waiting)) => return waiting.push(loaded),
@@ -1116,6 +1123,23 @@ impl State {
             .flatten()
             .collect()
     }
+}
+
+/// Hears once a second how short of memory the system is, for as long as the runtime is there and somebody can say.
+fn follow(runtime: Weak<Runtime>, source: PressureSource, before: MemoryPressure, at: Instant) {
+    const PERIOD: Duration = Duration::from_secs(1);
+    let look = move || {
+        let Some(strong) = runtime.upgrade() else { return };
+        let Some(now) = source() else { return };
+        // A warning halves once; while it is critical, whatever has become idle goes.
+        if now != before || now == MemoryPressure::Critical {
+            strong.set_pressure(now);
+        }
+        drop(strong);
+        follow(runtime, source, now, Instant::now() + PERIOD);
+    };
+    // Without a thread for the timer nobody looks; requests are served all the same.
+    let _ = Timer::global().set(at, Box::new(look));
 }
 
 /// A thread of a runtime.

@@ -64,16 +64,34 @@ pub(crate) struct Options {
 
 impl ModelSource {
     /// The model at a path (`.mlmodel`, `.mlpackage`, `.mlmodelc`), with the default configuration.
+    ///
+    /// ```
+    /// let source = coreml_client::ModelSource::new("model.mlpackage");
+    /// # drop(source);
+    /// ```
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), config: Config::default(), options: Options::default() }
     }
 
     /// Where the model lies.
+    ///
+    /// ```
+    /// let source = coreml_client::ModelSource::new("model.mlpackage");
+    /// assert_eq!(source.path().to_str(), Some("model.mlpackage"));
+    /// ```
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Sets where it runs, and which of its functions.
+    ///
+    /// ```
+    /// use coreml_client::{ComputeUnits, Config, ModelSource};
+    ///
+    /// let on_cpu = Config { compute_units: ComputeUnits::CpuOnly, ..Config::default() };
+    /// let source = ModelSource::new("model.mlpackage").config(on_cpu);
+    /// # drop(source);
+    /// ```
     #[must_use]
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
@@ -82,6 +100,13 @@ impl ModelSource {
 
     /// The deadline of requests to this model that have none, counted from their hand-in; goes before the
     /// [runtime's](crate::ModelClientBuilder::default_timeout).
+    ///
+    /// ```
+    /// use coreml_client::ModelSource;
+    ///
+    /// let source = ModelSource::new("model.mlpackage").default_timeout(std::time::Duration::from_secs(2));
+    /// assert!(format!("{source:?}").contains("default_timeout: Some(2s)"));
+    /// ```
     #[must_use]
     pub fn default_timeout(mut self, timeout: Duration) -> Self {
         self.options.default_timeout = Some(timeout);
@@ -91,6 +116,13 @@ impl ModelSource {
     /// How much of the [memory budget](crate::ModelClientBuilder::memory_budget) it takes, in bytes, all threads together.
     /// Without a word it is the size of its files: Core ML's memory may belong to another process, so the system cannot
     /// be asked.
+    ///
+    /// ```
+    /// use coreml_client::ModelSource;
+    ///
+    /// let source = ModelSource::new("model.mlpackage").memory(64 << 20);
+    /// assert!(format!("{source:?}").contains("memory: Some(67108864)"));
+    /// ```
     #[must_use]
     pub fn memory(mut self, bytes: usize) -> Self {
         self.options.memory = Some(bytes);
@@ -98,6 +130,19 @@ impl ModelSource {
     }
 
     /// Makes a prediction with these inputs before the model is published; the load fails if it fails. Once for each.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// # let image = coreml_client::Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+    /// # let inputs = coreml_client::Features::new().with("image", image);
+    /// let source = coreml_client::ModelSource::new(path).warm_up(inputs);
+    /// client.load(source).await?; // and the first request finds it warm
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn warm_up(mut self, features: Features) -> Self {
         self.options.warm_up.push(features);
@@ -105,6 +150,16 @@ impl ModelSource {
     }
 
     /// Lets threads make several predictions in one.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use coreml_client::{Batching, ModelSource};
+    ///
+    /// let batching = Batching { max_batch: 8, max_delay: Duration::ZERO };
+    /// let source = ModelSource::new("model.mlpackage").batching(batching);
+    /// # drop(source);
+    /// ```
     #[must_use]
     pub fn batching(mut self, batching: Batching) -> Self {
         self.options.batching = Some(batching);
@@ -114,6 +169,13 @@ impl ModelSource {
     /// Fails with [`Error::OverBudget`](crate::Error::OverBudget) when there is no room and nothing idle to evict; by
     /// default the load waits until there is, behind those that wait already. This one stands in no line: it may take room that
     /// is not enough for them.
+    ///
+    /// ```
+    /// use coreml_client::ModelSource;
+    ///
+    /// let source = ModelSource::new("model.mlpackage").refuse_over_budget();
+    /// assert!(format!("{source:?}").contains("refuse_over_budget: true"));
+    /// ```
     #[must_use]
     pub fn refuse_over_budget(mut self) -> Self {
         self.options.refuse_over_budget = true;

@@ -55,12 +55,24 @@ pub struct Outcomes {
 
 impl Outcomes {
     /// Requests whose callers have had their answer, or have gone.
+    ///
+    /// ```
+    /// let mut outcomes = coreml_client::Outcomes::default();
+    /// (outcomes.submitted, outcomes.ok, outcomes.expired) = (5, 3, 1);
+    /// assert_eq!(outcomes.settled(), 4);
+    /// ```
     pub fn settled(&self) -> u64 {
         let Self { submitted: _, ok, error, cancelled, expired, rejected, closed } = self;
         ok + error + cancelled + expired + rejected + closed
     }
 
     /// Requests that somebody waits for.
+    ///
+    /// ```
+    /// let mut outcomes = coreml_client::Outcomes::default();
+    /// (outcomes.submitted, outcomes.ok) = (5, 3);
+    /// assert_eq!(outcomes.in_flight(), 2);
+    /// ```
     pub fn in_flight(&self) -> u64 {
         self.submitted - self.settled()
     }
@@ -137,6 +149,10 @@ impl Latencies {
     const HIGH: u64 = 3_600_000_000_000;
 
     /// None so far.
+    ///
+    /// ```
+    /// assert!(coreml_client::Latencies::new().is_empty());
+    /// ```
     pub fn new() -> Self {
         match Histogram::new_with_bounds(Self::LOW, Self::HIGH, 3) {
             Ok(histogram) => Self(histogram),
@@ -145,22 +161,59 @@ impl Latencies {
     }
 
     /// Adds one; what is shorter than a nanosecond or longer than an hour counts as that.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let mut latencies = coreml_client::Latencies::new();
+    /// latencies.record(Duration::from_millis(3));
+    /// assert_eq!(latencies.count(), 1);
+    /// ```
     pub fn record(&mut self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(Self::HIGH);
         self.0.saturating_record(nanos.clamp(Self::LOW, Self::HIGH));
     }
 
     /// How many durations were recorded.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let mut latencies = coreml_client::Latencies::new();
+    /// for millis in 1..=100 {
+    ///     latencies.record(Duration::from_millis(millis));
+    /// }
+    /// assert_eq!(latencies.count(), 100);
+    /// ```
     pub fn count(&self) -> u64 {
         self.0.len()
     }
 
     /// Whether none was recorded.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let mut latencies = coreml_client::Latencies::new();
+    /// latencies.record(Duration::from_millis(3));
+    /// assert!(!latencies.is_empty());
+    /// ```
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// The duration that `quantile` (0 to 1) of all do not exceed; zero when nothing was recorded.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let mut latencies = coreml_client::Latencies::new();
+    /// for millis in 1..=100 {
+    ///     latencies.record(Duration::from_millis(millis));
+    /// }
+    /// let median = latencies.quantile(0.5).as_secs_f64();
+    /// assert!((median - 0.050).abs() < 0.0001);
+    /// ```
     pub fn quantile(&self, quantile: f64) -> Duration {
         if self.is_empty() {
             Duration::ZERO
@@ -170,11 +223,31 @@ impl Latencies {
     }
 
     /// The mean; zero when nothing was recorded.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let mut latencies = coreml_client::Latencies::new();
+    /// for millis in 1..=100 {
+    ///     latencies.record(Duration::from_millis(millis));
+    /// }
+    /// assert!((latencies.mean().as_secs_f64() - 0.0505).abs() < 0.0001);
+    /// ```
     pub fn mean(&self) -> Duration {
         if self.is_empty() { Duration::ZERO } else { Duration::from_nanos(self.0.mean() as u64) }
     }
 
     /// The longest; zero when nothing was recorded.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let mut latencies = coreml_client::Latencies::new();
+    /// for millis in 1..=100 {
+    ///     latencies.record(Duration::from_millis(millis));
+    /// }
+    /// assert!(latencies.max() >= Duration::from_millis(100));
+    /// ```
     pub fn max(&self) -> Duration {
         Duration::from_nanos(self.0.max())
     }
@@ -197,6 +270,18 @@ impl Latencies {
     }
 
     /// Adds all of `other`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let mut latencies = coreml_client::Latencies::new();
+    /// for millis in 1..=100 {
+    ///     latencies.record(Duration::from_millis(millis));
+    /// }
+    /// let mut all = latencies.clone();
+    /// all.merge(&latencies);
+    /// assert_eq!(all.count(), 200);
+    /// ```
     pub fn merge(&mut self, other: &Self) {
         self.0 += &other.0;
     }

@@ -34,6 +34,17 @@ impl Swap {
 
     /// Asks `check` before the new version is published; what it refuses is not. It runs on the thread that has the new
     /// instance, and may make predictions with it.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// let swap = client.swap(model_ref, path).check(|_| Err("not on a Friday"));
+    /// assert!(matches!(swap.await, Err(coreml_client::Error::SwapRefused { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn check<E: Into<BoxError>>(
         mut self,
         check: impl FnOnce(&mut Trial<'_>) -> Result<(), E> + Send + 'static,
@@ -44,6 +55,17 @@ impl Swap {
 
     /// Does not keep the old version for a [rollback](crate::ModelClient::rollback): it goes as soon as it has served its
     /// requests.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// client.swap(model_ref, path).forget_old().await?;
+    /// assert!(client.rollback(model_ref).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn forget_old(mut self) -> Self {
         self.keep = false;
         self
@@ -79,6 +101,20 @@ impl<'a> Trial<'a> {
     }
 
     /// What it takes and gives.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// let swap = client.swap(model_ref, path).check(|trial| {
+    ///     let takes = trial.description().inputs.first().map(|input| input.name.clone());
+    ///     if takes.as_deref() == Some("image") { Ok(()) } else { Err("it takes something else") }
+    /// });
+    /// assert_eq!(swap.await?, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn description(&self) -> Arc<ModelDescription> {
         self.instance.description()
     }
@@ -87,6 +123,19 @@ impl<'a> Trial<'a> {
     ///
     /// # Errors
     /// What the bridge says.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits.mlpackage");
+    /// # let client = coreml_client::ModelClient::builder().build();
+    /// # let model_ref = client.load(path).await?;
+    /// # let image = coreml_client::Tensor::from_vec(&[1, 1, 8, 8], vec![0.5_f32; 64])?;
+    /// # let inputs = coreml_client::Features::new().with("image", image);
+    /// let swap = client.swap(model_ref, path).check(move |trial| trial.predict(inputs).map(drop));
+    /// assert_eq!(swap.await?, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn predict(&mut self, features: Features) -> Result<Features, coreml_bridge::Error> {
         let request = InferenceRequest::new(self.model_ref, features);
         self.instance.predict(&request).map(|(outputs, _)| outputs)

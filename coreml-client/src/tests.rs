@@ -1,7 +1,7 @@
 //! The client on a stand-in for the bridge that panics, sticks and fails at will. What needs none of that is tested on
 //! bridges, in `tests/`.
 
-use std::future::Future;
+use std::future::{Future, IntoFuture};
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -1084,6 +1084,13 @@ fn everything_that_travels_may_travel() {
     shareable(&Tensor::from_vec(&[1], vec![1]).unwrap());
     sendable(&client.enqueue_inference(InferenceRequest::new(model_ref, number(1))));
     sendable(&client.load_model_async("model"));
+    sendable(&client.load("model"));
+    sendable(&client.load_pinned("model"));
+    sendable(&client.swap(model_ref, "new"));
+    sendable(&client.swap(model_ref, "new").check(|_| Ok::<_, String>(())).into_future());
+    sendable(&client.reserve(model_ref, Priority::Normal, 4));
+    sendable(&block_on(client.reserve(model_ref, Priority::Normal, 4)).unwrap());
+    shareable(&client.pin(model_ref).unwrap());
     sendable(&client.shutdown(Shutdown::Abort));
     sendable(&oneshot::channel::<Result<InferenceResult>>());
     shareable(&client.stats());
@@ -1134,6 +1141,26 @@ fn a_message_that_nobody_holds_a_future_of_expires_while_all_threads_are_stuck()
     door.open();
     block_on(stuck).unwrap();
     assert_eq!(client.stats().outcomes.expired, 2);
+}
+
+#[test]
+fn the_systems_pressure_is_followed_if_asked() {
+    use crate::MemoryPressure;
+
+    let level = Arc::new(Mutex::new(Some(MemoryPressure::Normal)));
+    let told = Arc::clone(&level);
+    let double = Double::echo();
+    let client = ModelClient::builder()
+        .backend(Arc::new(Shared(Arc::clone(&double))))
+        .threads(1)
+        .pressure(Arc::new(move || *told.lock().unwrap()))
+        .build();
+    client.load_model("model").unwrap();
+    *level.lock().unwrap() = Some(MemoryPressure::Critical);
+    eventually("the eviction", || double.live.load(Ordering::SeqCst) == 0);
+    assert!(matches!(client.load_model("model"), Err(Error::MemoryPressure { .. })));
+    *level.lock().unwrap() = Some(MemoryPressure::Normal);
+    eventually("the end of the shortage", || client.load_model("model").is_ok());
 }
 
 #[test]

@@ -597,16 +597,16 @@ fn shutdown() {
         let (begun, begins) = oneshot::channel();
         let late = thread::spawn(move || {
             let mut begun = Some(begun);
-            let mut handed_in = Vec::new();
+            let mut handed_in = std::collections::VecDeque::new();
             loop {
                 match busy.try_enqueue(request(model_ref)) {
-                    Ok(future) => handed_in.push(future),
+                    Ok(future) => handed_in.push_back(future),
                     Err(refused) if matches!(refused.source, Error::ShutDown) => return handed_in,
-                    Err(_) => drop(handed_in.pop()),
+                    Err(_) => drop(handed_in.pop_front()),
                 }
                 if handed_in.len() >= 100 {
                     begun.take().map(|begun| begun.send(()));
-                    drop(handed_in.pop());
+                    drop(handed_in.pop_front());
                 }
             }
         });
@@ -642,7 +642,7 @@ fn shutdown() {
 struct Watched(String, #[allow(dead_code, reason = "it listens while it lives")] Vec<Box<dyn std::any::Any>>);
 
 fn watch(client: &ModelClient) -> Watched {
-    let (mut names, mut watchers) = (Vec::new(), Vec::<Box<dyn std::any::Any>>::new());
+    let (mut names, mut watchers) = (Vec::<&str>::new(), Vec::<Box<dyn std::any::Any>>::new());
     #[cfg(feature = "metrics")]
     {
         // The process has one; a second proof finds it there.

@@ -99,6 +99,8 @@ fn prove(root: &Path, wanted: &[Proof], short: bool, soak: u32) -> anyhow::Resul
 /// What a run of one test says.
 struct Verdict {
     told: String,
+    /// And on its other channel, if that is not for whoever watches.
+    panics: String,
     /// It ran and passed.
     holds: bool,
     /// It ran and failed at an assertion of its own: not at a compiler's error, nor as a process that died.
@@ -110,7 +112,7 @@ impl Verdict {
         let output = command.stdout(Stdio::piped()).spawn().and_then(|child| child.wait_with_output());
         let output = output.with_context(|| format!("{command:?} does not start"))?;
         let told = String::from_utf8_lossy(&output.stdout).into_owned();
-        let panics = String::from_utf8_lossy(&output.stderr);
+        let panics = String::from_utf8_lossy(&output.stderr).into_owned();
         let ended = |how: &str| told.lines().any(|line| line.starts_with(how));
         let asserted = |source: &str| told.contains(source) || panics.contains(source);
         Ok(Self {
@@ -120,6 +122,7 @@ impl Verdict {
                 && (asserted("coreml-client/tests/proofs.rs:")
                     || asserted("coreml-client/src/queue/model.rs:")),
             told,
+            panics,
         })
     }
 }
@@ -153,14 +156,16 @@ fn plant(root: &Path, wanted: &[Proof], with_loom: bool) -> anyhow::Result<()> {
     for (proof, mutants, mut command) in plants {
         command.stderr(Stdio::piped());
         // Without the mistake it must hold, else its failure would say nothing.
-        ensure!(Verdict::of(&mut command)?.holds, "{proof} does not hold even without a mistake");
+        let sound = Verdict::of(&mut command)?;
+        ensure!(sound.holds, "{proof} does not hold even without a mistake:\n{}{}", sound.told, sound.panics);
         for mutant in mutants {
             let verdict = Verdict::of(command.env("COREML_MUTANT", mutant))?;
             ensure!(!verdict.holds, "{proof} does not notice {mutant}");
             ensure!(
                 verdict.refuted,
-                "{proof} fails with {mutant}, but at no assertion of its own:\n{}",
-                verdict.told
+                "{proof} fails with {mutant}, but at no assertion of its own:\n{}{}",
+                verdict.told,
+                verdict.panics
             );
             println!("{proof}: notices {mutant}");
         }
