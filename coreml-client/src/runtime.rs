@@ -649,10 +649,7 @@ impl Runtime {
         candidates.extend(kept.map(|version| (false, 0, Arc::clone(version))));
         for version in self.versions().values() {
             // What a swap replaces serves on until the new one is there.
-            let stays = |model: &Model| {
-                model.pins > 0
-                    || (model.swapping && !model.swap_waits && !crate::mutant!("swap-evicts-the-old"))
-            };
+            let stays = |model: &Model| model.pins > 0 || (model.swapping && !model.swap_waits);
             if !state.models.get(&version.model_ref).is_some_and(stays) {
                 candidates.push((true, version.last_used.load(Ordering::Relaxed), Arc::clone(version)));
             }
