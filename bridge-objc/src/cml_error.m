@@ -219,6 +219,7 @@ static NSError *cml_underlying(NSDictionary *info) {
   return [below isKindOfClass:[NSError class]] ? below : nil;
 }
 
+/* May throw: what a dictionary names a description need not be a string. */
 static void cml_chain_fill(CmlError *made, uint32_t from, CmlStatus status, NSError *cause) {
   for (uint32_t i = from; i < made->count && cause != nil; i++) {
     cml_node_fill(&made->nodes[i], status, cause.code, cause.domain, cause.localizedDescription,
@@ -240,21 +241,30 @@ CmlStatus cml_fail_nserror(CmlError **error, CmlStatus status, NSError *cause, c
   if (cause == nil) return cml_fail(error, status, "%s failed, and Core ML did not say why", what);
   if (error == NULL) return status;
   CmlError *made = cml_error_new(cml_chain_length(cause));
+  cml_error_put(error, made); /* before it is filled in, which may throw */
   if (made != (const CmlError *)&cml_no_memory) cml_chain_fill(made, 0, status, cause);
-  cml_error_put(error, made);
   return status;
 }
 
 CmlStatus cml_fail_exception(CmlError **error, NSException *exception) {
   if (error == NULL) return CML_OBJC_EXCEPTION;
-  NSError *cause = cml_underlying(exception.userInfo);
-  CmlError *made = cml_error_new(1 + cml_chain_length(cause));
-  if (made != (const CmlError *)&cml_no_memory) {
+  CmlError *made = NULL;
+  @try {
+    NSError *cause = cml_underlying(exception.userInfo);
+    made = cml_error_new(1 + cml_chain_length(cause));
+    cml_error_put(error, made);
+    if (made == (const CmlError *)&cml_no_memory) return CML_OBJC_EXCEPTION;
     cml_node_fill(&made->nodes[0], CML_OBJC_EXCEPTION, 0, exception.name != nil ? exception.name : cml_domain,
                   exception.reason != nil ? exception.reason : @"an exception without a reason", nil);
     cml_chain_fill(made, 1, CML_FRAMEWORK, cause);
+  } @catch (...) { /* so does reading it, where nobody else would catch that; what was read counts */
+    if (made == NULL || made->nodes[0].message.ptr == NULL) {
+      return cml_fail(error, CML_OBJC_EXCEPTION, "an exception was thrown, and another one by reading it");
+    }
+    while (made->count > 1 && made->nodes[made->count - 1].message.ptr == NULL) {
+      cml_string_free(made->nodes[--made->count].domain);
+    }
   }
-  cml_error_put(error, made);
   return CML_OBJC_EXCEPTION;
 }
 

@@ -107,7 +107,7 @@ struct CmlState {
 struct CmlRequest {
   CmlHead head;
   atomic_bool cancelled;
-  atomic_bool ended;               /* whoever sets it calls the completion */
+  atomic_bool ended;               /* of a load: whoever sets it calls the completion */
   void (*cancel)(CmlRequest *);    /* what else cancelling does; may be NULL */
   void (*tear_down)(CmlRequest *); /* gives back what the request holds; may be NULL */
 };

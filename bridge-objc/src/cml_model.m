@@ -114,7 +114,8 @@ CmlStatus cml_model_compile(void *self, CmlStr source, CmlStr folder, CmlBlob **
 
 /* ---- the functions of a model ---- */
 
-/* Core ML answers later, on a thread of its own. Whoever lets go last, the waiter or the answer, frees this. */
+/* Core ML answers later, on a thread of its own. Whoever lets go last, the waiter or the answer, frees this: what is left
+   of a call that throws and never answers is these few bytes. */
 struct CmlAnswer {
   pthread_mutex_t lock;
   pthread_cond_t came;
@@ -157,9 +158,9 @@ id cml_answer_await(unsigned seconds, NSError **cause, NS_NOESCAPE CmlAsk ask) {
     ask(answer);
     asked = true;
   } @finally {
-    if (!asked) { /* the call threw: no answer will come */
-      cml_answer_give(answer, nil, nil);
+    if (!asked) { /* the call threw: whether it has answered, or will, or never, only the answer's own share tells */
       pthread_mutex_lock(&answer->lock);
+      answer->done = true;
       cml_answer_drop(answer);
     }
   }

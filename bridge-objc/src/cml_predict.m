@@ -441,7 +441,20 @@ CmlStatus cml_model_predict_batch(CmlModel *model, size_t n_rows, const CmlStr *
 
 /* ---- without waiting ---- */
 
-typedef struct CmlPrediction {
+typedef struct CmlPrediction CmlPrediction;
+
+/* What the framework's completion knows of its prediction. A call may throw and answer all the same, before or later, or
+   never: so the answer has a share of its own in this, and not in the prediction. Without an answer these few bytes stay. */
+typedef struct CmlTicket {
+  atomic_int holders;                  /* the call, and the answer once the framework is asked */
+  _Atomic(CmlPrediction *) prediction; /* whoever takes it out ends it */
+} CmlTicket;
+
+static void cml_ticket_drop(CmlTicket *ticket) {
+  if (atomic_fetch_sub_explicit(&ticket->holders, 1, memory_order_acq_rel) == 1) free(ticket);
+}
+
+struct CmlPrediction {
   CmlRequest request;
   CmlCall call; /* values, model and state are counted */
   CmlValue **values; /* the inputs, then the backings */
@@ -450,7 +463,7 @@ typedef struct CmlPrediction {
   CmlPredictedFn done;
   void *context;
   uint64_t start, prepared;
-} CmlPrediction;
+};
 
 static void cml_prediction_tear_down(CmlRequest *request) {
   CmlPrediction *prediction = (CmlPrediction *)request;
@@ -476,7 +489,6 @@ static void cml_prediction_tear_down(CmlRequest *request) {
 
 /* On a thread of the framework's. The caller's handles are free again before it hears of the end. */
 static void cml_prediction_end(CmlPrediction *prediction, id<MLFeatureProvider> given, NSError *cause) {
-  if (atomic_exchange(&prediction->request.ended, true)) return;
   CmlCall *call = &prediction->call;
   CmlStatus status = CML_OK;
   CmlError *error = NULL;
@@ -505,7 +517,13 @@ static void cml_prediction_end(CmlPrediction *prediction, id<MLFeatureProvider> 
   cml_request_release(&prediction->request); /* the count of this answer */
 }
 
-static CmlStatus cml_prediction_begin(CmlPrediction *prediction, CmlError **error) {
+static void cml_ticket_answer(CmlTicket *ticket, id<MLFeatureProvider> given, NSError *cause) {
+  CmlPrediction *prediction = atomic_exchange(&ticket->prediction, NULL);
+  if (prediction != NULL) cml_prediction_end(prediction, given, cause);
+  cml_ticket_drop(ticket);
+}
+
+static CmlStatus cml_prediction_begin(CmlPrediction *prediction, CmlTicket *ticket, CmlError **error) {
   CmlCall *call = &prediction->call;
   NSArray<NSString *> *names = nil;
   NSDictionary<NSString *, NSNumber *> *backings = nil;
@@ -525,21 +543,23 @@ static CmlStatus cml_prediction_begin(CmlPrediction *prediction, CmlError **erro
   MLModel *model = call->model->model;
   if (call->state == NULL) {
     CML_IF_OS(14, 0, 17.0) {
+      atomic_store(&ticket->holders, 2);
       [model predictionFromFeatures:inputs
                             options:hints
                   completionHandler:^(id<MLFeatureProvider> given, NSError *cause) {
-                    cml_prediction_end(prediction, given, cause);
+                    cml_ticket_answer(ticket, given, cause);
                   }];
       return CML_OK;
     }
     return cml_fail_os(error, "an asynchronous prediction", "macOS 14 or iOS 17");
   }
   CML_IF_OS(15, 0, 18.0) {
+    atomic_store(&ticket->holders, 2);
     [model predictionFromFeatures:inputs
                        usingState:(MLState *)call->state->state
                           options:hints
                 completionHandler:^(id<MLFeatureProvider> given, NSError *cause) {
-                  cml_prediction_end(prediction, given, cause);
+                  cml_ticket_answer(ticket, given, cause);
                 }];
     return CML_OK;
   }
@@ -578,20 +598,24 @@ CmlStatus cml_model_predict_async(CmlModel *model, CmlState *state, const CmlStr
   if (state != NULL) cml_handle_retain(state);
   call.state = state;
   prediction->call = call;
-  if (prediction->values == NULL || call.result == NULL) {
+  CmlTicket *ticket = calloc(1, sizeof *ticket);
+  if (prediction->values == NULL || call.result == NULL || ticket == NULL) {
+    free(ticket);
     status = cml_fail_memory(error);
     cml_request_release(&prediction->request);
     return status;
   }
+  atomic_init(&ticket->holders, 1);
+  atomic_init(&ticket->prediction, prediction);
   cml_handle_retain(prediction); /* the answer may come, and let go, before `begin` returns */
   status = cml_call_enter(&prediction->call, error);
   if (status == CML_OK) {
     CML_TRY
-    status = cml_prediction_begin(prediction, error);
+    status = cml_prediction_begin(prediction, ticket, error);
     CML_CATCH(status, error)
   }
   if (status != CML_OK) {
-    if (!atomic_exchange(&prediction->request.ended, true)) { /* no answer will come */
+    if (atomic_exchange(&ticket->prediction, NULL) != NULL) { /* an answer that yet comes finds nobody */
       cml_request_release(&prediction->request);
     } else { /* one came before the failure: it counts */
       status = CML_OK;
@@ -601,6 +625,7 @@ CmlStatus cml_model_predict_async(CmlModel *model, CmlState *state, const CmlStr
       }
     }
   }
+  cml_ticket_drop(ticket);
   if (status == CML_OK && request != NULL) {
     *request = &prediction->request; /* takes over our count */
   } else {

@@ -1228,6 +1228,55 @@ static void test_predict_async(void) {
   B->model_release(model);
 }
 
+/* A call that throws may have begun what it was asked for: its answer comes before it throws, afterwards, or at once. */
+static void test_throws_after(void) {
+  static const uint32_t modes[] = {CML_HOSTILE_LATE_ANSWER, CML_HOSTILE_EARLY_ANSWER, 0};
+  CmlError *error = NULL;
+  CmlModel *model = load();
+  CmlState *state = NULL;
+  CmlValue *x = tensor_x();
+  CmlStr name = str("x");
+  CmlBlob *json = NULL;
+  CmlResult *result = NULL;
+  char path[512];
+  snprintf(path, sizeof path, "%s", path_to("model.mlmodel"));
+  CHECK(WENT(B->state_new(model, &state, &error)));
+  cml_workalike_set_late_release_ms(50);
+  for (size_t i = 0; i < 2 * (sizeof modes / sizeof modes[0]); i++) {
+    uint32_t mode = modes[i / 2];
+    Ended ended = ENDED;
+    CmlRequest *request = NULL;
+    cml_workalike_set_hostile(mode | CML_HOSTILE_THROW_AFTER);
+    CmlStatus status = B->model_predict_async(model, i % 2 == 0 ? NULL : state, &name, &x, 1, NULL, predicted, &ended,
+                                              &request, &error);
+    /* An answer that came first counts; after a failure there is no other end. */
+    CHECK(mode == 0 || status == (mode == CML_HOSTILE_EARLY_ANSWER ? CML_OK : CML_OBJC_EXCEPTION));
+    CHECK((request != NULL) == (status == CML_OK));
+    if (status == CML_OK) {
+      CHECK(await_end(&ended, &error) == CML_OK && holds_f32(output(ended.result, "out_x")->value, x_twice, 6));
+      B->request_release(request);
+      B->result_free(ended.result);
+    } else {
+      REFUSED(status, CML_OBJC_EXCEPTION, "answers all the same");
+      pause_ms(mode == 0 ? 0 : 150);
+      CHECK(times_ended(&ended) == 0);
+    }
+    cml_workalike_set_hostile(0);
+    CHECK(WENT(B->model_predict(model, state, &name, &x, 1, NULL, &result, &error))); /* all is free again */
+    B->result_free(result);
+    cml_workalike_set_hostile(mode | CML_HOSTILE_THROW_AFTER);
+    REFUSED(B->function_names(B->self, str(path), &json, &error), CML_OBJC_EXCEPTION, "answers");
+    REFUSED(B->model_structure(B->self, str(path), &json, &error), CML_OBJC_EXCEPTION, "answers");
+    REFUSED(B->compute_plan(B->self, str(path), NULL, &json, &error), CML_OBJC_EXCEPTION, "answers");
+    pause_ms(mode == CML_HOSTILE_LATE_ANSWER ? 150 : 0);
+  }
+  cml_workalike_set_hostile(0);
+  cml_workalike_set_late_release_ms(1000);
+  B->value_release(x);
+  B->state_release(state);
+  B->model_release(model);
+}
+
 static void test_load_async(void) {
   CmlError *error = NULL;
   CmlModel *model = NULL;
@@ -1854,6 +1903,7 @@ static void test_injection(void) {
     CmlStatus wanted;
   } ways[] = {
       {CML_INJECT_NSEXCEPTION, "NSException", 0, CML_OBJC_EXCEPTION},
+      {CML_INJECT_TWOFOLD, "NSException that cannot be read", 0, CML_OBJC_EXCEPTION},
       {CML_INJECT_OBJECT, "thrown object", 0, CML_FOREIGN_EXCEPTION},
       {CML_INJECT_FAILURE, "failure", 0, CML_FRAMEWORK},
       {CML_INJECT_FAILURE, "failure without an error", CML_HOSTILE_NIL_ERROR, CML_FRAMEWORK},
@@ -2000,6 +2050,7 @@ static const struct {
     {"function_names", test_function_names},
     {"structure", test_structure},
     {"predict_async", test_predict_async},
+    {"throws_after", test_throws_after},
     {"load_async", test_load_async},
     {"backings", test_backings},
     {"states", test_states},

@@ -70,7 +70,8 @@ __attribute__((constructor)) static void wa_meet_main_thread(void) {
 __attribute__((constructor)) static void wa_read_environment(void) {
   static const char *const names[] = {"padded",        "ignore-backings", "alias-backings", "nil-error",
                                       "nested-errors", "late-release",    "short-bytes",    "eager-free",
-                                      "lose-row",      "late-answer",     "early-answer",   "stuck-load"};
+                                      "lose-row",      "late-answer",     "early-answer",   "stuck-load",
+                                      "throw-after"};
   const char *list = getenv("CML_WORKALIKE_HOSTILE");
   unsigned modes = 0;
   while (list != NULL && *list != 0) {
@@ -116,8 +117,22 @@ static void entry(const char *where) {
     case CML_INJECT_NSEXCEPTION:
       [NSException raise:NSInternalInconsistencyException format:@"injected at %s", where];
       break;
+    case CML_INJECT_TWOFOLD: {
+      NSDictionary *numbers = [NSDictionary dictionaryWithObject:[NSNumber numberWithInt:7]
+                                                          forKey:NSLocalizedDescriptionKey];
+      NSError *cause = [NSError errorWithDomain:MLModelErrorDomain code:7 userInfo:numbers];
+      @throw [NSException exceptionWithName:NSInternalInconsistencyException
+                                     reason:[NSString stringWithFormat:@"injected at %s", where]
+                                   userInfo:[NSDictionary dictionaryWithObject:cause forKey:NSUnderlyingErrorKey]];
+    }
     default: @throw @"an object that is no exception";
   }
+}
+
+/* The end of a method that took a completion. */
+static void accepted(const char *where) {
+  if (!hostile(CML_HOSTILE_THROW_AFTER)) return;
+  [NSException raise:NSInternalInconsistencyException format:@"thrown by %s, which answers all the same", where];
 }
 
 static NSError *error_of(NSInteger code, NSString *message, NSError *below) {
@@ -1382,6 +1397,7 @@ static void predict_later(MLModel *model, id<MLFeatureProvider> input, MLState *
   } else {
     [NSThread detachNewThreadSelector:@selector(run:) toTarget:job withObject:nil];
   }
+  accepted("a prediction");
 }
 
 @implementation MLModel
@@ -1529,6 +1545,7 @@ static void answer(id given, NSError *cause, void (^handler)(id, NSError *)) {
   } else {
     [NSThread detachNewThreadSelector:@selector(give:) toTarget:answer withObject:nil];
   }
+  accepted("a question");
 }
 
 @implementation MLModelAsset

@@ -27,7 +27,8 @@ enum {
   CML_HOSTILE_LOSE_ROW = 1 << 8,        /* lose-row:        a batch comes back without its last row */
   CML_HOSTILE_LATE_ANSWER = 1 << 9,     /* late-answer:     completions are called as late as inputs are released */
   CML_HOSTILE_EARLY_ANSWER = 1 << 10,   /* early-answer:    ... or before the method returns, on its thread */
-  CML_HOSTILE_STUCK_LOAD = 1 << 11      /* stuck-load:      a load does not return while this mode holds */
+  CML_HOSTILE_STUCK_LOAD = 1 << 11,     /* stuck-load:      a load does not return while this mode holds */
+  CML_HOSTILE_THROW_AFTER = 1 << 12     /* throw-after:     what takes a completion throws, and answers all the same */
 };
 void cml_workalike_set_hostile(uint32_t modes);
 void cml_workalike_set_late_release_ms(uint32_t milliseconds); /* 1000 to begin with */
@@ -38,7 +39,8 @@ enum {
   CML_INJECT_NOTHING = 0,
   CML_INJECT_NSEXCEPTION = 1, /* an NSException */
   CML_INJECT_OBJECT = 2,      /* a thrown object that is no NSException */
-  CML_INJECT_FAILURE = 3      /* nil or NO; only methods that may fail are counted */
+  CML_INJECT_FAILURE = 3,     /* nil or NO; only methods that may fail are counted */
+  CML_INJECT_TWOFOLD = 4      /* an NSException that throws another one when its cause is read */
 };
 void cml_workalike_inject(int what, long nth);
 /* The method where it went off, or NULL if it has not. */

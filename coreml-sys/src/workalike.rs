@@ -32,6 +32,8 @@ pub const CML_HOSTILE_LATE_ANSWER: u32 = 1 << 9;
 pub const CML_HOSTILE_EARLY_ANSWER: u32 = 1 << 10;
 /// A load does not return while this mode holds.
 pub const CML_HOSTILE_STUCK_LOAD: u32 = 1 << 11;
+/// What takes a completion throws, and answers all the same.
+pub const CML_HOSTILE_THROW_AFTER: u32 = 1 << 12;
 
 /// No misbehaviour.
 pub const CML_INJECT_NOTHING: c_int = 0;
@@ -41,6 +43,8 @@ pub const CML_INJECT_NSEXCEPTION: c_int = 1;
 pub const CML_INJECT_OBJECT: c_int = 2;
 /// A failure, where a method can report one.
 pub const CML_INJECT_FAILURE: c_int = 3;
+/// An `NSException` that throws another one when its cause is read.
+pub const CML_INJECT_TWOFOLD: c_int = 4;
 
 unsafe extern "C" {
     /// Names the bridge that really runs models. It must be set before the first model is loaded, and never change.

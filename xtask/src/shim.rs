@@ -896,7 +896,7 @@ const PLANTS: &[Plant] = &[
         name: "a slot that lets exceptions out",
         caught_by: CaughtBy::Driver,
         tests: "injection",
-        says: "",
+        says: "Uncaught exception",
         edits: &[
             ("src/cml_state.m", "  CML_TRY\n  status = cml_state_visit", "  status = cml_state_visit"),
             (
@@ -905,6 +905,39 @@ const PLANTS: &[Plant] = &[
                 "visit, context, error);\n  cml_leave(state",
             ),
         ],
+    },
+    Plant {
+        name: "an exception that throws when it is read gets out",
+        caught_by: CaughtBy::Driver,
+        tests: "injection",
+        says: "Uncaught exception",
+        edits: &[(
+            "src/cml_error.m",
+            "  } @catch (...) { /* so does reading it",
+            "  } @catch (NSString *other) { /* so does reading it",
+        )],
+    },
+    Plant {
+        name: "a question that throws lets go for its answer too",
+        caught_by: CaughtBy::Address,
+        tests: "throws_after",
+        says: "cml_answer",
+        edits: &[(
+            "src/cml_model.m",
+            "      pthread_mutex_lock(&answer->lock);\n      answer->done = true;\n",
+            "      cml_answer_give(answer, nil, nil);\n      pthread_mutex_lock(&answer->lock);\n",
+        )],
+    },
+    Plant {
+        name: "a prediction that throws is freed under its answer",
+        caught_by: CaughtBy::Address,
+        tests: "throws_after",
+        says: "heap-use-after-free",
+        edits: &[(
+            "src/cml_predict.m",
+            "    if (atomic_exchange(&ticket->prediction, NULL) != NULL) {",
+            "    if (atomic_load(&ticket->prediction) != NULL) {",
+        )],
     },
     Plant {
         name: "a failure with a nil error",
@@ -1134,6 +1167,7 @@ const PLANTS: &[Plant] = &[
 
 impl Plant {
     fn must_be_caught(&self, shim: &Shim, plain: &Driver, address: &Driver, folder: &Path) -> Result<()> {
+        ensure!(!self.says.is_empty(), "anything would do for a proof that it was caught");
         let _ = fs::remove_dir_all(folder);
         fs::create_dir_all(folder)?;
         let said = match self.said(shim, plain, address, folder) {
@@ -1210,7 +1244,8 @@ impl Plant {
             objects.insert(file_name(source)?, object);
         }
         let program = folder.join("drive");
-        shim.link(&objects, &program, driver.sanitizer)?;
+        let linked = shim.link(&objects, &program, driver.sanitizer);
+        linked.map_err(|error| anyhow::anyhow!("the planted fault does not link: {error:#}"))?;
         drive(&Driver { sanitizer: driver.sanitizer, objects, program }, way, self.tests).map(drop)
     }
 
