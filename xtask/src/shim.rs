@@ -268,7 +268,7 @@ enum Way {
 /// The driver's output; an error when it fails.
 fn drive(driver: &Driver, way: Way, tests: &str) -> Result<String> {
     let mut command = Command::new("timeout");
-    command.arg("100").arg(&driver.program);
+    command.arg("300").arg(&driver.program);
     if !tests.is_empty() {
         command.arg(tests);
     }
