@@ -32,6 +32,7 @@
    whatever follows. Test builds can pretend to be older (CML_TEST_HOOKS), for `@available` is constant off Apple. */
 #ifdef CML_TEST_HOOKS
 extern _Atomic int cml_test_macos; /* e.g. 1203 = pretend to be macOS 12.3; 0 = do not pretend */
+extern _Atomic int cml_test_wait_ms; /* how long an answer is waited for; 0 = as long as in life */
 long cml_test_live_handles(void);  /* handles given out and not yet released */
 #define CML_OS_PRETENDS(major, minor) (cml_test_macos == 0 || cml_test_macos >= (major)*100 + (minor))
 #else

@@ -147,6 +147,27 @@ void cml_answer_give(CmlAnswer *answer, id given, NSError *cause) {
   cml_answer_drop(answer);
 }
 
+#ifdef CML_TEST_HOOKS
+_Atomic int cml_test_wait_ms;
+#endif
+
+/* When to stop waiting. */
+static struct timespec cml_until(unsigned seconds) {
+  struct timespec until;
+  clock_gettime(CLOCK_REALTIME, &until);
+#ifdef CML_TEST_HOOKS
+  int ms = cml_test_wait_ms;
+  if (ms != 0) {
+    until.tv_nsec += ms % 1000 * 1000000L;
+    until.tv_sec += until.tv_nsec / 1000000000L;
+    until.tv_nsec %= 1000000000L;
+    seconds = (unsigned)ms / 1000;
+  }
+#endif
+  until.tv_sec += seconds;
+  return until;
+}
+
 id cml_answer_await(unsigned seconds, NSError **cause, NS_NOESCAPE CmlAsk ask) {
   CmlAnswer *answer = calloc(1, sizeof *answer);
   if (answer == NULL) return nil;
@@ -164,14 +185,15 @@ id cml_answer_await(unsigned seconds, NSError **cause, NS_NOESCAPE CmlAsk ask) {
       cml_answer_drop(answer);
     }
   }
-  struct timespec until;
-  clock_gettime(CLOCK_REALTIME, &until);
-  until.tv_sec += seconds;
+  struct timespec until = cml_until(seconds);
+  NSDictionary *late = [NSDictionary dictionaryWithObject:@"Core ML did not answer in time"
+                                                   forKey:NSLocalizedDescriptionKey];
+  NSError *none = [NSError errorWithDomain:@"coreml.objc" code:0 userInfo:late];
   pthread_mutex_lock(&answer->lock);
   while (!answer->done && pthread_cond_timedwait(&answer->came, &answer->lock, &until) != ETIMEDOUT) {
   }
   id given = [[answer->given retain] autorelease];
-  if (cause != NULL) *cause = [[answer->cause retain] autorelease];
+  if (cause != NULL) *cause = answer->done ? [[answer->cause retain] autorelease] : none;
   cml_answer_drop(answer);
   return given;
 }

@@ -55,6 +55,9 @@ static CmlStatus cml_check_options(const CmlCall *call, CmlError **error) {
     if (!cml_is(backing, &cml_tag_value)) {
       return cml_fail(error, CML_INVALID_ARGUMENT, "backing %zu is not a value of this bridge", i);
     }
+    if (backing->kind == CML_KIND_IMAGE) { /* Core ML could; rule 8 */
+      return cml_fail(error, CML_UNSUPPORTED, "backing %zu is an image, and this bridge has tensors alone", i);
+    }
     if (backing->kind != CML_KIND_TENSOR) {
       return cml_fail(error, CML_TYPE_MISMATCH, "backing %zu is a %s, not a tensor", i, cml_kind_name(backing->kind));
     }

@@ -20,7 +20,7 @@
 #include "coreml_bridge.h"
 #include "delegate.h"
 
-extern _Atomic int cml_test_macos;
+extern _Atomic int cml_test_macos, cml_test_wait_ms;
 long cml_test_live_handles(void);
 
 static const CmlBridge *B;
@@ -1388,6 +1388,14 @@ static void test_structure(void) {
       CHECK(answers(status, json, &error, models[i].plan != NULL ? models[i].plan : models[i].structure));
     }
   }
+  /* What does not come in time is no failure that Core ML did not explain. */
+  cml_workalike_set_hostile(CML_HOSTILE_LATE_ANSWER);
+  cml_workalike_set_late_release_ms(200);
+  cml_test_wait_ms = 20;
+  REFUSED(B->function_names(B->self, str(path_to("model.mlmodel")), &json, &error), CML_FRAMEWORK, "in time");
+  REFUSED(B->model_structure(B->self, str(path_to("model.mlmodel")), &json, &error), CML_FRAMEWORK, "in time");
+  REFUSED(B->compute_plan(B->self, str(path_to("model.mlmodel")), NULL, &json, &error), CML_FRAMEWORK, "in time");
+  cml_test_wait_ms = 0;
   cml_workalike_set_hostile(0);
   cml_workalike_set_late_release_ms(1000);
   /* The configuration is the one of a load. */
@@ -1517,6 +1525,10 @@ static void test_backings(void) {
   pair[0] = text;
   REFUSED(B->model_predict(model, NULL, &name, &x, 1, &options, &result, &error), CML_TYPE_MISMATCH, "string");
   B->value_release(text);
+  CmlImageDesc gray = {sizeof gray, CML_PIXEL_GRAY8, 3, 2, 3};
+  CHECK(WENT(B->image_new(B->self, &gray, pixels, 6, &pair[0], &error)));
+  REFUSED(B->model_predict(model, NULL, &name, &x, 1, &options, &result, &error), CML_UNSUPPORTED, "image");
+  B->value_release(pair[0]);
   B->value_release(backing);
   CmlTensorDesc odd = desc_of(CML_DTYPE_FLOAT32, 2, shape23, folded);
   CHECK(WENT(B->tensor_new(B->self, &odd, &backing, &error)));

@@ -16,7 +16,11 @@ use crate::run::{output, visible};
 
 const TARGETS: [&str; 2] = ["aarch64-apple-darwin", "aarch64-apple-ios"];
 /// Everything that a Mac or an iPhone would build.
-const CRATES: [&str; 5] = ["coreml-sys", "coreml-bridge", "coreml-client", "coreml-portable", "coreml-capi"];
+const CRATES: [&str; 6] =
+    ["coreml-sys", "coreml-bridge", "coreml-client", "coreml-portable", "coreml-capi", "coreml-testing"];
+/// What has places for Apple alone in its tests and examples: these too, with Core ML and the engine side by side.
+const WHOLE: [&str; 2] = ["coreml-bridge", "coreml-testing"];
+const FEATURES: &str = "coreml-bridge/portable,coreml-testing/portable";
 /// The compiler, its source and its library for this machine; [`names`] adds those with a version in their name.
 const PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "libstd-rust-web-dev"];
 
@@ -27,8 +31,12 @@ const PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "libstd-rust-web-dev"]
 pub(crate) fn run(root: &Path) -> Result<()> {
     let work = root.join("target/apple-check");
     let compiler = compiler(root, &work)?;
-    for target in TARGETS {
-        println!("apple-check: {target}");
+    let whole: &[&str] = &["--tests", "--examples", "--features", FEATURES];
+    for (target, (crates, more)) in TARGETS
+        .into_iter()
+        .flat_map(|target| [(&CRATES[..], &[][..]), (&WHOLE[..], whole)].map(|what| (target, what)))
+    {
+        println!("apple-check: {target}: {} {}", crates.join(" "), more.join(" "));
         let mut command = Command::new("cargo");
         command.current_dir(root).args([
             "+nightly",
@@ -37,10 +45,11 @@ pub(crate) fn run(root: &Path) -> Result<()> {
             "--target",
             target,
         ]);
-        for name in CRATES {
+        for name in crates {
             command.args(["--package", name]);
         }
         command
+            .args(more)
             .env("RUSTC", compiler.join("bin/rustc"))
             .env("LD_LIBRARY_PATH", compiler.join("lib/x86_64-linux-gnu"))
             .env("RUSTC_BOOTSTRAP", "1")
