@@ -141,6 +141,13 @@ typedef struct CmlConfig {
   CmlSpecialization specialization;
 } CmlConfig;
 
+/* A file in memory. */
+typedef struct CmlFile {
+  CmlStr name; /* as the specification has it, e.g. "@model_path/weights/weight.bin" */
+  const void *bytes;
+  size_t length;
+} CmlFile;
+
 typedef struct CmlTensorDesc {
   uint32_t size; /* sizeof(CmlTensorDesc) */
   CmlDtype dtype;
@@ -327,6 +334,10 @@ typedef struct CmlBridge {
   /* [F] The same, and for each op of the function that `config` chooses where it would run and what part of the work it
      is. `config` as in model_load. */
   CmlStatus (*compute_plan)(void *self, CmlStr path, const CmlConfig *config, CmlBlob **json, CmlError **error);
+  /* [F] Load a model that is in memory: the `length` bytes of its specification (what a .mlmodel holds), and the files
+     that it names, each once and each below "@model_path/". All is copied. Nothing is written to the disk. */
+  CmlStatus (*model_load_memory)(void *self, const void *specification, size_t length, const CmlFile *files,
+                                 size_t n_files, const CmlConfig *config, CmlModel **model, CmlError **error);
 } CmlBridge;
 
 /* Apple's Core ML through the Objective-C shim. */

@@ -94,7 +94,7 @@ struct CmlModel {
   NSDictionary<NSString *, MLFeatureDescription *> *states; /* nil: this OS has none */
   NSArray<NSString *> *functions;                           /* nil: not known */
   NSString *function;                                       /* nil: the default one */
-  NSString *compiled;                                       /* where the compiled model is */
+  NSString *compiled;                                       /* where the compiled model is; nil: in memory */
   bool owns_compiled;                                       /* ... and whether it goes with the handle */
 };
 
@@ -275,12 +275,22 @@ typedef void (^CmlAsk)(CmlAnswer *answer);
 enum { CML_ANSWER_SECONDS = 20 };
 id cml_answer_await(unsigned seconds, NSError **cause, NS_NOESCAPE CmlAsk ask);
 void cml_answer_give(CmlAnswer *answer, id given, NSError *cause);
+/* Fills the handle of a model that Core ML has just loaded. */
+void cml_model_adopt(CmlModel *model, MLModel *loaded);
+/* NOT_FOUND unless `functions`, which may be nil for not known, has `function`. */
+CmlStatus cml_require_function(NSArray<NSString *> *functions, NSString *function, CmlError **error);
 /* NOT_FOUND unless the compiled model has `function`, as far as this OS can tell; *functions are all, or nil. */
 CmlStatus cml_choose_function(NSString *compiled, NSString *function, NSArray<NSString *> **functions,
                               CmlError **error);
-/* The functions of a compiled model; nil, and perhaps *cause, when the OS cannot tell. `cause` may be NULL. */
+/* The functions of an MLModelAsset; nil, and perhaps *cause, when the OS cannot tell. `cause` may be NULL. */
+NSArray<NSString *> *cml_functions_in(id asset, NSError **cause);
+/* The same of a compiled model; nil of none, which is a model from memory. */
 NSArray<NSString *> *cml_functions_of(NSString *compiled, NSError **cause);
 CmlStatus cml_function_names(void *self, CmlStr path, CmlBlob **json, CmlError **error);
+
+/* cml_memory.m */
+CmlStatus cml_model_load_memory(void *self, const void *specification, size_t length, const CmlFile *files,
+                                size_t n_files, const CmlConfig *config, CmlModel **model, CmlError **error);
 
 /* cml_structure.m */
 CmlStatus cml_model_structure(void *self, CmlStr path, CmlBlob **json, CmlError **error);

@@ -198,15 +198,22 @@ id cml_answer_await(unsigned seconds, NSError **cause, NS_NOESCAPE CmlAsk ask) {
   return given;
 }
 
-NSArray<NSString *> *cml_functions_of(NSString *compiled, NSError **cause) {
+NSArray<NSString *> *cml_functions_in(id asset, NSError **cause) {
   CML_IF_OS(15, 0, 18.0) {
-    MLModelAsset *asset = [MLModelAsset modelAssetWithURL:[NSURL fileURLWithPath:compiled] error:cause];
-    if (asset == nil) return nil;
     return cml_answer_await(CML_ANSWER_SECONDS, cause, ^(CmlAnswer *answer) {
-      [asset functionNamesWithCompletionHandler:^(NSArray<NSString *> *names, NSError *why) {
+      [(MLModelAsset *)asset functionNamesWithCompletionHandler:^(NSArray<NSString *> *names, NSError *why) {
         cml_answer_give(answer, names, why);
       }];
     });
+  }
+  return nil;
+}
+
+NSArray<NSString *> *cml_functions_of(NSString *compiled, NSError **cause) {
+  if (compiled == nil) return nil;
+  CML_IF_OS(15, 0, 18.0) {
+    MLModelAsset *asset = [MLModelAsset modelAssetWithURL:[NSURL fileURLWithPath:compiled] error:cause];
+    return asset != nil ? cml_functions_in(asset, cause) : nil;
   }
   return nil;
 }
@@ -348,14 +355,26 @@ CmlStatus cml_function_names(void *self, CmlStr path, CmlBlob **blob, CmlError *
   });
 }
 
+CmlStatus cml_require_function(NSArray<NSString *> *functions, NSString *function, CmlError **error) {
+  if (functions.count > 0 && ![functions containsObject:function]) {
+    return cml_fail(error, CML_NOT_FOUND, "the model has no function '%s', but %s", cml_utf8(function),
+                    cml_utf8([functions componentsJoinedByString:@", "]));
+  }
+  return CML_OK;
+}
+
 CmlStatus cml_choose_function(NSString *compiled, NSString *function, NSArray<NSString *> **functions,
                               CmlError **error) {
   *functions = cml_functions_of(compiled, NULL); /* why not, loading will tell */
-  if ((*functions).count > 0 && ![*functions containsObject:function]) {
-    return cml_fail(error, CML_NOT_FOUND, "the model has no function '%s', but %s", cml_utf8(function),
-                    cml_utf8([*functions componentsJoinedByString:@", "]));
-  }
-  return CML_OK;
+  return cml_require_function(*functions, function, error);
+}
+
+void cml_model_adopt(CmlModel *model, MLModel *loaded) {
+  model->model = [loaded retain];
+  MLModelDescription *description = loaded.modelDescription;
+  model->inputs = [description.inputDescriptionsByName retain];
+  model->outputs = [description.outputDescriptionsByName retain];
+  CML_IF_OS(15, 0, 18.0) model->states = [description.stateDescriptionsByName retain];
 }
 
 static CmlStatus cml_load(CmlModel *model, CmlStr path, const CmlConfig *config, CmlError **error) {
@@ -377,11 +396,7 @@ static CmlStatus cml_load(CmlModel *model, CmlStr path, const CmlConfig *config,
                                       configuration:settings
                                               error:&cause];
   if (loaded == nil) return cml_fail_nserror(error, CML_FRAMEWORK, cause, "loading the model");
-  model->model = [loaded retain];
-  MLModelDescription *description = loaded.modelDescription;
-  model->inputs = [description.inputDescriptionsByName retain];
-  model->outputs = [description.outputDescriptionsByName retain];
-  CML_IF_OS(15, 0, 18.0) model->states = [description.stateDescriptionsByName retain];
+  cml_model_adopt(model, loaded);
   return CML_OK;
 }
 

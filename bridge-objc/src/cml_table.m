@@ -42,7 +42,7 @@ static void cml_info_devices(CmlJson *json) {
 }
 
 static void cml_info(CmlJson *json) {
-  const char *dtypes[5], *features[16];
+  const char *dtypes[5], *features[20];
   size_t n_dtypes = 0, n_features = 0;
   dtypes[n_dtypes++] = "float32";
   dtypes[n_dtypes++] = "float64";
@@ -63,6 +63,8 @@ static void cml_info(CmlJson *json) {
   CML_IF_OS(14, 4, 17.4) features[n_features++] = "plan";
   CML_IF_OS(14, 4, 17.4) features[n_features++] = "reshape_frequency";
   CML_IF_OS(15, 0, 18.0) features[n_features++] = "specialization";
+  CML_IF_OS(13, 0, 16.0) features[n_features++] = "memory";
+  CML_IF_OS(15, 0, 18.0) features[n_features++] = "memory_files";
   cml_json_open(json, '{');
   cml_json_key(json, "name");
   cml_json_text(json, "coreml");
@@ -131,6 +133,7 @@ static const CmlBridge cml_bridge = {
     .request_release = cml_request_release,
     .model_structure = cml_model_structure,
     .compute_plan = cml_compute_plan,
+    .model_load_memory = cml_model_load_memory,
 };
 
 const CmlBridge *cml_bridge_coreml(void) { return &cml_bridge; }

@@ -163,6 +163,31 @@ static CmlStatus model_load(void *self, CmlStr path, const CmlConfig *config, Cm
   return CML_OK;
 }
 
+/* A model in memory is what it would be in a file; and "double with <name>" needs the file of that name. */
+static CmlStatus model_load_memory(void *self, const void *specification, size_t length, const CmlFile *files,
+                                   size_t n_files, const CmlConfig *config, CmlModel **model, CmlError **error) {
+  (void)self;
+  static const char with[] = "double with ";
+  size_t skip = sizeof with - 1;
+  last_config = *config;
+  snprintf(last_function, sizeof last_function, "%.*s", (int)config->function_name.len, config->function_name.ptr);
+  if (length < 6 || memcmp(specification, "double", 6) != 0) {
+    return refuse(error, CML_CORRUPT, 1, "the model is damaged");
+  }
+  if (length > skip && memcmp(specification, with, skip) == 0) {
+    const char *name = (const char *)specification + skip;
+    bool found = false;
+    for (size_t i = 0; i < n_files; i++) {
+      found = found || (files[i].name.len == length - skip && memcmp(files[i].name.ptr, name, length - skip) == 0 &&
+                        files[i].length == 7 && memcmp(files[i].bytes, "weights", 7) == 0);
+    }
+    if (!found) return refuse(error, CML_NOT_FOUND, 0, "a file of the model is missing");
+  }
+  *model = calloc(1, sizeof **model);
+  live++;
+  return CML_OK;
+}
+
 static CmlStatus model_describe(CmlModel *model, CmlBlob **json, CmlError **error) {
   (void)model;
   (void)error;
@@ -574,6 +599,7 @@ const CmlBridge *cml_test_delegate(void) {
       /* the work-alike waits on threads of its own, and asks for nothing asynchronous */
       NULL,             NULL,              NULL,
       NULL,             model_structure,   compute_plan,
+      model_load_memory,
   };
   return &table;
 }

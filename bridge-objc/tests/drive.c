@@ -224,6 +224,7 @@ static void test_nulls(void) {
   REFUSED(B->backend_info(B->self, NULL, &error), CML_INVALID_ARGUMENT, "place");
   REFUSED(B->model_compile(B->self, str("a"), str(""), NULL, &error), CML_INVALID_ARGUMENT, "place");
   REFUSED(B->model_load(B->self, str("a"), NULL, NULL, &error), CML_INVALID_ARGUMENT, "place");
+  REFUSED(B->model_load_memory(B->self, "double", 6, NULL, 0, NULL, NULL, &error), CML_INVALID_ARGUMENT, "place");
   REFUSED(B->model_describe(NULL, &blob, &error), CML_INVALID_ARGUMENT, "model");
   REFUSED(B->model_describe(model, NULL, &error), CML_INVALID_ARGUMENT, "place");
   REFUSED(B->model_describe((CmlModel *)(void *)x, &blob, &error), CML_INVALID_ARGUMENT, "model");
@@ -306,6 +307,103 @@ static void test_load(void) {
   B->model_release(model);
   CHECK(access(path_to("out/model.mlmodelc"), F_OK) == 0);
   B->blob_free(path);
+}
+
+/* ---- loading from memory ---- */
+
+static const char in_memory[] = "double with @model_path/weights/w.bin";
+
+static void *load_stuck(void *context) {
+  CmlModel *model = NULL;
+  *(CmlStatus *)context = B->model_load_memory(B->self, "double", 6, NULL, 0, NULL, &model, NULL);
+  B->model_release(model);
+  return NULL;
+}
+
+static void test_load_memory(void) {
+  static const uint32_t modes[] = {0, CML_HOSTILE_LATE_ANSWER, CML_HOSTILE_EARLY_ANSWER, CML_HOSTILE_PADDED};
+  CmlError *error = NULL;
+  CmlModel *model = NULL;
+  CmlBlob *json = NULL;
+  CmlResult *result = NULL;
+  CmlStr name = str("x");
+  cml_workalike_set_late_release_ms(30);
+  for (size_t mode = 0; mode < sizeof modes / sizeof modes[0]; mode++) {
+    cml_workalike_set_hostile(modes[mode]);
+    /* The caller's memory may go at once. */
+    char specification[sizeof in_memory], weights[] = "weights", file[] = "@model_path/weights/w.bin";
+    memcpy(specification, in_memory, sizeof in_memory);
+    CmlFile files[2] = {{str("@model_path/other"), NULL, 0}, {str(file), weights, 7}};
+    CHECK(WENT(B->model_load_memory(B->self, specification, sizeof in_memory - 1, files, 2, NULL, &model, &error)));
+    memset(specification, '!', sizeof specification);
+    memset(weights, '!', sizeof weights);
+    memset(file, '!', sizeof file);
+    CHECK(compiled_models() == 0);
+    CHECK(WENT(B->model_describe(model, &json, &error)));
+    CHECK(has(B->blob_bytes(json), "\"functions\":[\"main\",\"other\"]"));
+    B->blob_free(json);
+    CmlValue *x = tensor_x();
+    CHECK(WENT(B->model_predict(model, NULL, &name, &x, 1, NULL, &result, &error)));
+    CHECK(holds_f32(output(result, "out_x")->value, x_twice, 6));
+    B->result_free(result);
+    B->value_release(x);
+    B->model_release(model);
+    MUST_BALANCE("a model in memory");
+  }
+  cml_workalike_set_hostile(0);
+  cml_workalike_set_late_release_ms(1000);
+  /* The configuration is the one of a load. */
+  CmlConfig config = {.size = sizeof config, .compute_units = CML_COMPUTE_CPU_AND_GPU, .function_name = str("other")};
+  CHECK(WENT(B->model_load_memory(B->self, "double", 6, NULL, 0, &config, &model, &error)));
+  CHECK(cml_test_delegate_config()->compute_units == CML_COMPUTE_CPU_AND_GPU &&
+        strcmp(cml_test_delegate_function(), "other") == 0);
+  B->model_release(model);
+  model = (CmlModel *)(void *)&error;
+  config.function_name = str("neither");
+  REFUSED(B->model_load_memory(B->self, "double", 6, NULL, 0, &config, &model, &error), CML_NOT_FOUND, "main, other");
+  CHECK(model == NULL);
+  config = (CmlConfig){.size = sizeof config, .threads = 2};
+  REFUSED(B->model_load_memory(B->self, "double", 6, NULL, 0, &config, &model, &error), CML_UNSUPPORTED, "threads");
+  REFUSED(B->model_load_memory(B->self, "corrupt", 7, NULL, 0, NULL, &model, &error), CML_FRAMEWORK, "damaged");
+  REFUSED(B->model_load_memory(B->self, in_memory, sizeof in_memory - 1, NULL, 0, NULL, &model, &error), CML_FRAMEWORK,
+          "missing");
+  REFUSED(B->model_load_memory(B->self, NULL, 6, NULL, 0, NULL, &model, &error), CML_INVALID_ARGUMENT, "specification");
+  REFUSED(B->model_load_memory(B->self, "double", 0, NULL, 0, NULL, &model, &error), CML_INVALID_ARGUMENT,
+          "specification");
+  REFUSED(B->model_load_memory(B->self, "double", 6, NULL, 1, NULL, &model, &error), CML_INVALID_ARGUMENT, "NULL");
+  CmlFile twice[2] = {{str("@model_path/a"), "b", 1}, {str("@model_path/a"), "b", 1}};
+  REFUSED(B->model_load_memory(B->self, "double", 6, twice, 2, NULL, &model, &error), CML_INVALID_ARGUMENT, "twice");
+  static const char *const wrong[] = {"", "weights/w.bin", "@model_path/", "\xff", "@model_path/\xff"};
+  for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+    CmlFile file = {str(wrong[i]), "b", 1};
+    REFUSED(B->model_load_memory(B->self, "double", 6, &file, 1, NULL, &model, &error), CML_INVALID_ARGUMENT,
+            "@model_path/");
+  }
+  CmlFile null = {str("@model_path/a"), NULL, 1};
+  REFUSED(B->model_load_memory(B->self, "double", 6, &null, 1, NULL, &model, &error), CML_INVALID_ARGUMENT, "NULL");
+  CHECK(model == NULL);
+  MUST_BALANCE("refused loads from memory");
+  cml_test_macos = 1206;
+  REFUSED(B->model_load_memory(B->self, "double", 6, NULL, 0, NULL, &model, &error), CML_UNSUPPORTED,
+          "macOS 13 or iOS 16");
+  cml_test_macos = 1407;
+  REFUSED(B->model_load_memory(B->self, "double", 6, twice, 1, NULL, &model, &error), CML_UNSUPPORTED,
+          "macOS 15 or iOS 18");
+  CHECK(WENT(B->model_load_memory(B->self, "double", 6, NULL, 0, NULL, &model, &error)));
+  CHECK(WENT(B->model_describe(model, &json, &error))); /* nobody can name its functions */
+  CHECK(!has(B->blob_bytes(json), "\"functions\""));
+  B->blob_free(json);
+  B->model_release(model);
+  cml_test_macos = 0;
+  /* An answer that lets wait is waited for. */
+  CmlStatus status = CML_FRAMEWORK;
+  pthread_t thread;
+  cml_workalike_set_hostile(CML_HOSTILE_STUCK_LOAD);
+  pthread_create(&thread, NULL, load_stuck, &status);
+  pause_ms(50);
+  cml_workalike_set_hostile(0);
+  pthread_join(thread, NULL);
+  CHECK(status == CML_OK);
 }
 
 static int entries_in(const char *name) {
@@ -1782,7 +1880,7 @@ static CmlStatus everything(CmlError **error) {
   CmlModel *model = NULL;
   CmlState *state = NULL;
   CmlResult *result = NULL, *second = NULL, *later = NULL, *latest = NULL, *batch[2] = {NULL, NULL};
-  CmlModel *other = NULL;
+  CmlModel *other = NULL, *from_memory = NULL;
   CmlValue *values[N_ALL] = {NULL}, *backing = NULL;
   CmlStr names[N_ALL];
   static const CmlStr words[2] = {{"b", 1}, {"a", 1}};
@@ -1874,12 +1972,17 @@ static CmlStatus everything(CmlError **error) {
   STEP(predict_and_wait(model, state, names, values, 2, &later, error));
   STEP(predict_and_wait(model, NULL, names, values, 2, &latest, error));
   STEP(load_and_wait(str(path_to("model.mlmodel")), &config, &other, error));
+  {
+    CmlFile file = {str("@model_path/weights/w.bin"), "weights", 7};
+    STEP(B->model_load_memory(B->self, in_memory, sizeof in_memory - 1, &file, 1, &config, &from_memory, error));
+  }
   STEP(B->tensor_read(backing, CML_DTYPE_FLOAT32, seen, 24, error));
   STEP(B->tensor_with_bytes(backing, 1, see, seen, error));
   STEP(B->image_with_bytes(values[13], 0, take_rows, rows, error));
   STEP(B->state_with_bytes(state, str("acc"), 1, see, seen, error));
 #undef STEP
   /* Rule 2: a failure leaves no handle behind. All that is not NULL was made. */
+  B->model_release(from_memory);
   B->model_release(other);
   B->result_free(latest);
   B->result_free(later);
@@ -2046,6 +2149,7 @@ static const struct {
     {"table", test_table},
     {"nulls", test_nulls},
     {"load", test_load},
+    {"load_memory", test_load_memory},
     {"compile", test_compile},
     {"configuration", test_configuration},
     {"describe", test_describe},

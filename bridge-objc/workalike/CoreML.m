@@ -1294,6 +1294,34 @@ static CmlModel *load_with(const CmlBridge *bridge, NSString *path, MLModelConfi
   return model;
 }
 
+/* The name of a file as the specification has it: Core ML knows its URL by the path below the model's. */
+static NSString *name_of(NSURL *url) {
+  NSString *here = [[[NSFileManager defaultManager] currentDirectoryPath] stringByAppendingString:@"/"];
+  NSString *path = url.path;
+  if ([path hasPrefix:here]) path = [path substringFromIndex:here.length];
+  return [@"@model_path/" stringByAppendingString:path];
+}
+
+static CmlModel *load_asset(const CmlBridge *bridge, MLModelAsset *asset, MLModelConfiguration *configuration,
+                            NSError **cause) {
+  NSArray *urls = asset->_files.allKeys;
+  size_t n = urls.count;
+  CmlFile *files = calloc(n + 1, sizeof *files);
+  for (size_t i = 0; i < n; i++) {
+    NSData *data = [asset->_files objectForKey:[urls objectAtIndex:i]];
+    files[i] = (CmlFile){str_of(name_of([urls objectAtIndex:i])), data.bytes, data.length};
+  }
+  CmlConfig config = config_of(configuration);
+  CmlModel *model = NULL;
+  CmlError *error = NULL;
+  NSData *specification = asset->_specification;
+  CmlStatus status = bridge->model_load_memory(bridge->self, specification.bytes, specification.length, files, n,
+                                               &config, &model, &error);
+  free(files);
+  if (status != CML_OK) *cause = error_from(bridge, status, error);
+  return model;
+}
+
 static NSDictionary *json_at(NSString *path, NSError **cause) {
   const CmlBridge *bridge = delegate();
   CmlModel *model = load_with(bridge, path, nil, cause);
@@ -1400,6 +1428,20 @@ static void predict_later(MLModel *model, id<MLFeatureProvider> input, MLState *
   accepted("a prediction");
 }
 
+/* Without an entry. Takes the delegate's model. */
+static id model_on(const CmlBridge *bridge, CmlModel *loaded, NSError **error) {
+  NSError *cause = nil;
+  MLModel *model = MAKE(MLModel);
+  model->_bridge = bridge;
+  model->_model = loaded;
+  NSDictionary *json = json_of(bridge, loaded, &cause);
+  if (json == nil) return fail(error, cause);
+  model->_description = [description_of(json) retain];
+  return model;
+}
+
+static void answer(id given, NSError *cause, void (^handler)(id, NSError *));
+
 @implementation MLModel
 + (nullable instancetype)modelWithContentsOfURL:(NSURL *)url
                                   configuration:(MLModelConfiguration *)configuration
@@ -1410,14 +1452,7 @@ static void predict_later(MLModel *model, id<MLFeatureProvider> input, MLState *
   NSError *cause = nil;
   if (![url.path.pathExtension isEqual:@"mlmodelc"]) fault("loading what is not compiled");
   CmlModel *loaded = load_with(bridge, source_of(url.path), configuration, &cause);
-  if (loaded == NULL) return fail(error, cause);
-  MLModel *model = MAKE(MLModel);
-  model->_bridge = bridge;
-  model->_model = loaded;
-  NSDictionary *json = json_of(bridge, loaded, &cause);
-  if (json == nil) return fail(error, cause);
-  model->_description = [description_of(json) retain];
-  return (id)model;
+  return loaded != NULL ? model_on(bridge, loaded, error) : fail(error, cause);
 }
 + (nullable NSURL *)compileModelAtURL:(NSURL *)url error:(NSError **)error {
   if (entry_fails("+[MLModel compileModelAtURL:error:]", error)) return nil;
@@ -1488,6 +1523,19 @@ OBJECT_GETTER(MLModelDescription *, modelDescription, _description)
   if (hostile(CML_HOSTILE_LOSE_ROW) && outputs.count > 0) [outputs removeLastObject];
   return [[[MLArrayBatchProvider alloc] initWithFeatureProviderArray:outputs] autorelease];
 }
++ (void)loadModelAsset:(MLModelAsset *)asset
+         configuration:(MLModelConfiguration *)configuration
+     completionHandler:(void (^)(MLModel *, NSError *))handler {
+  NSError *cause = nil;
+  MLModel *model = nil;
+  if (!entry_fails("+[MLModel loadModelAsset:configuration:completionHandler:]", &cause)) {
+    const CmlBridge *bridge = delegate();
+    if (asset->_specification == nil) fault("loading an asset that is not in memory");
+    CmlModel *loaded = load_asset(bridge, asset, configuration, &cause);
+    model = loaded != NULL ? model_on(bridge, loaded, &cause) : fail(&cause, cause);
+  }
+  answer(model, cause, (void (^)(id, NSError *))handler);
+}
 - (MLState *)newState {
   if (entry_fails("-[MLModel newState]", NULL)) return (MLState *)nil;
   CmlState *made = NULL;
@@ -1521,6 +1569,7 @@ OBJECT_GETTER(MLModelDescription *, modelDescription, _description)
   (void)unused;
   @autoreleasepool {
     if (hostile(CML_HOSTILE_LATE_ANSWER)) usleep(atomic_load(&wa_late_ms) * 1000);
+    while ([_given isKindOfClass:[MLModel class]] && hostile(CML_HOSTILE_STUCK_LOAD)) usleep(1000);
     _handler(_given, _given == nil ? _cause : nil);
   }
 }
@@ -1548,6 +1597,23 @@ static void answer(id given, NSError *cause, void (^handler)(id, NSError *)) {
   accepted("a question");
 }
 
+/* Without an entry. */
+static id asset_on(NSData *specification, NSDictionary<NSURL *, NSData *> *files, NSError **error) {
+  const CmlBridge *bridge = delegate();
+  NSError *cause = nil;
+  MLModelAsset *asset = MAKE(MLModelAsset);
+  asset->_specification = [specification copy];
+  asset->_files = [files copy];
+  CmlModel *model = load_asset(bridge, asset, nil, &cause);
+  if (model == NULL) return fail(error, cause);
+  NSDictionary *json = json_of(bridge, model, &cause);
+  bridge->model_release(model);
+  if (json == nil) return fail(error, cause);
+  NSArray *functions = [json objectForKey:@"functions"];
+  asset->_functions = functions != nil ? [functions copy] : [[NSArray alloc] init];
+  return asset;
+}
+
 @implementation MLModelAsset
 + (nullable instancetype)modelAssetWithURL:(NSURL *)url error:(NSError **)error {
   if (entry_fails("+[MLModelAsset modelAssetWithURL:error:]", error)) return nil;
@@ -1559,12 +1625,24 @@ static void answer(id given, NSError *cause, void (^handler)(id, NSError *)) {
   asset->_functions = functions != nil ? [functions copy] : [[NSArray alloc] init];
   return (id)asset;
 }
++ (nullable instancetype)modelAssetWithSpecificationData:(NSData *)specification error:(NSError **)error {
+  if (entry_fails("+[MLModelAsset modelAssetWithSpecificationData:error:]", error)) return nil;
+  return asset_on(specification, [NSDictionary dictionary], error);
+}
++ (nullable instancetype)modelAssetWithSpecificationData:(NSData *)specification
+                                             blobMapping:(NSDictionary<NSURL *, NSData *> *)files
+                                                   error:(NSError **)error {
+  if (entry_fails("+[MLModelAsset modelAssetWithSpecificationData:blobMapping:error:]", error)) return nil;
+  return asset_on(specification, files, error);
+}
 - (void)functionNamesWithCompletionHandler:(void (^)(NSArray<NSString *> *, NSError *))handler {
   entry("-[MLModelAsset functionNamesWithCompletionHandler:]");
   answer(_functions, nil, (void (^)(id, NSError *))handler);
 }
 - (void)dealloc {
   [_functions release];
+  [_specification release];
+  [_files release];
   died();
   [super dealloc];
 }

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use coreml_sys::{CmlBlob, CmlBridge, CmlError, CmlStatus, CmlStr};
+use coreml_sys::{CmlBlob, CmlBridge, CmlError, CmlFile, CmlStatus, CmlStr};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
@@ -251,6 +251,52 @@ impl Bridge {
     /// and [`Error::Description`] if the model does not say what it takes, [`Error::Path`] if the path is not UTF-8.
     pub fn load(self, path: impl AsRef<Path>, config: &Config) -> Result<CoreMlHandle, Error> {
         CoreMlHandle::load(self, utf8(path.as_ref())?, config)
+    }
+
+    /// Loads a model that is in memory for this thread, and reads its description: `specification` is what a `.mlmodel` holds, and
+    /// `files` are the files that it names, each by that name. Nothing is written to the disk; the bytes are copied, and may go
+    /// as soon as this returns.
+    ///
+    /// Errors, and [`CoreMlHandle::path`], name the model by [`Config::display_name`], or else `<memory>`.
+    ///
+    /// ```
+    /// # use coreml_bridge::{Bridge, Config};
+    /// # if cfg!(target_vendor = "apple") { return Ok(()) }
+    /// # let package = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits-f32.mlpackage");
+    /// let folder = std::path::Path::new(package).join("Data/com.apple.CoreML");
+    /// let specification = std::fs::read(folder.join("model.mlmodel"))?;
+    /// let weights = std::fs::read(folder.join("weights/weight.bin"))?;
+    /// let files = [("@model_path/weights/weight.bin", &*weights)];
+    /// let model = Bridge::platform().load_memory(&specification, &files, &Config::default())?;
+    /// assert!(model.description().input("image").is_some());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Bridge::load`]: [`Error::Load`] also if a file is missing, given twice, or not below `@model_path/`;
+    /// [`Error::Unsupported`] also before macOS 13 or iOS 16, and with files before macOS 15 or iOS 18.
+    pub fn load_memory(
+        self,
+        specification: &[u8],
+        files: &[(&str, &[u8])],
+        config: &Config,
+    ) -> Result<CoreMlHandle, Error> {
+        let name: Arc<str> = config.display_name.as_deref().unwrap_or("<memory>").into();
+        let native: Vec<CmlFile> = files
+            .iter()
+            .map(|&(name, bytes)| CmlFile {
+                name: name.into(),
+                bytes: bytes.as_ptr().cast(),
+                length: bytes.len(),
+            })
+            .collect();
+        CoreMlHandle::load_with("model_load_memory", self, name, |table, model, error| {
+            let (slot, config) = (table.model_load_memory, config.to_native());
+            let (bytes, length) = (specification.as_ptr().cast(), specification.len());
+            // SAFETY: specification, files and configuration are borrowed for the call, and as long as is said; the
+            // out-pointers are ours.
+            unsafe { slot(table.own(), bytes, length, native.as_ptr(), native.len(), &config, model, error) }
+        })
     }
 
     /// Begins to load a model, and does not wait: the result is a future, which also can be waited for. The model belongs to the

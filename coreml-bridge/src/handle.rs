@@ -11,6 +11,7 @@ use crate::{
     description::Feature,
     native::{Failure, Owned, array, text},
     pending::{PendingPrediction, Waiting},
+    table::Table,
 };
 
 /// A loaded model.
@@ -52,13 +53,22 @@ struct Arguments<'a> {
 
 impl CoreMlHandle {
     pub(crate) fn load(bridge: Bridge, path: &str, config: &Config) -> Result<CoreMlHandle, Error> {
-        let name: Arc<str> = path.into();
+        CoreMlHandle::load_with("model_load", bridge, path.into(), |table, model, error| {
+            let config = config.to_native();
+            // SAFETY: path and configuration are borrowed for the call, the out-pointers are ours.
+            unsafe { (table.model_load)(table.own(), path.into(), &config, model, error) }
+        })
+    }
+
+    /// Loads with the slot of that name, whatever the model comes from.
+    pub(crate) fn load_with(
+        slot: &'static str,
+        bridge: Bridge,
+        name: Arc<str>,
+        load: impl FnOnce(&'static Table, *mut *mut CmlModel, *mut *mut CmlError) -> CmlStatus,
+    ) -> Result<CoreMlHandle, Error> {
         let native = bridge
-            .make("model_load", |table, model, error| {
-                let config = config.to_native();
-                // SAFETY: path and configuration are borrowed for the call, the out-pointers are ours.
-                unsafe { (table.model_load)(table.own(), path.into(), &config, model, error) }
-            })
+            .make(slot, load)
             .map_err(|failure| failure.about(&name, |path, source| Error::Load { path, source }))?;
         CoreMlHandle::adopt(bridge, name, native)
     }
@@ -87,7 +97,7 @@ impl CoreMlHandle {
         self.model.bridge
     }
 
-    /// The path that the model was loaded from.
+    /// The path that the model was loaded from, or the name of one that was in memory.
     #[must_use]
     pub fn path(&self) -> &Arc<str> {
         &self.model.path

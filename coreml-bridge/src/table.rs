@@ -143,6 +143,16 @@ table! {
         *mut *mut CmlBlob,
         *mut *mut CmlError,
     ) -> CmlStatus;
+    model_load_memory: fn(
+        *mut c_void,
+        *const c_void,
+        usize,
+        *const CmlFile,
+        usize,
+        *const CmlConfig,
+        *mut *mut CmlModel,
+        *mut *mut CmlError,
+    ) -> CmlStatus;
 }
 
 impl Table {

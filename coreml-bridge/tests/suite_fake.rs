@@ -34,6 +34,8 @@ fn subject_behaving(behave: fn(&mut Behaviour)) -> Subject {
     Subject {
         bridge: fake.bridge(),
         path: MODEL.to_owned(),
+        specification: MODEL.as_bytes().to_vec(),
+        files: Vec::new(),
         input: "x",
         output: "y",
         given: Tensor::from_slice(&[3, 5], &numbers).unwrap(),

@@ -73,6 +73,7 @@ pub fn bridge() -> &'static CmlBridge {
         request_release: Some(request::request_release),
         model_structure: Some(structure::model_structure),
         compute_plan: Some(structure::compute_plan),
+        model_load_memory: Some(model::model_load_memory),
     };
     &TABLE
 }

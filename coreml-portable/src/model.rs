@@ -9,13 +9,15 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use coreml_engine::description::ModelDescription;
-use coreml_engine::{ArrayRef, Input, LoadError, LoadOptions, Model, Output, Session, State, WeakModel};
+use coreml_engine::{
+    ArrayRef, Input, LoadError, LoadOptions, Model, Output, Session, SharedBytes, State, WeakModel,
+};
 use coreml_sys::{
     CML_COMPUTE_ALL, CML_COMPUTE_CPU_AND_NEURAL_ENGINE, CML_COMPUTE_CPU_ONLY,
     CML_CONFIG_LOW_PRECISION_ACCUMULATION, CML_RESHAPE_FREQUENT, CML_RESHAPE_INFREQUENT,
-    CML_SPECIALIZATION_DEFAULT, CML_SPECIALIZATION_FAST_PREDICTION, CmlBlob, CmlConfig, CmlError, CmlModel,
-    CmlOutput, CmlPredictOptions, CmlResult, CmlResultView, CmlState, CmlStatus, CmlStr, CmlTensorBytesFn,
-    CmlValue,
+    CML_SPECIALIZATION_DEFAULT, CML_SPECIALIZATION_FAST_PREDICTION, CmlBlob, CmlConfig, CmlError, CmlFile,
+    CmlModel, CmlOutput, CmlPredictOptions, CmlResult, CmlResultView, CmlState, CmlStatus, CmlStr,
+    CmlTensorBytesFn, CmlValue,
 };
 
 use crate::arguments::{self, out, place};
@@ -74,6 +76,14 @@ impl Origin {
     }
 }
 
+fn options_for(function: Option<&str>) -> LoadOptions<'_> {
+    let options = LoadOptions::default();
+    match function {
+        Some(function) => options.function(function),
+        None => options,
+    }
+}
+
 /// Loads a model, or finds it already loaded: N inference threads share one copy of the weights.
 pub(crate) fn load(path: &Path, function: Option<&str>) -> Result<Model, LoadError> {
     static SHARED: LazyLock<Mutex<HashMap<Origin, WeakModel>>> = LazyLock::new(Mutex::default);
@@ -86,12 +96,8 @@ pub(crate) fn load(path: &Path, function: Option<&str>) -> Result<Model, LoadErr
     if let Some(model) = origin.as_ref().and_then(find) {
         return Ok(model);
     }
-    let mut options = LoadOptions::default();
-    if let Some(function) = function {
-        options = options.function(function);
-    }
     // Not under the lock: a long load must not hold up others.
-    let model = Model::load(path, &options)?;
+    let model = Model::load(path, &options_for(function))?;
     // Only if no file changed meanwhile.
     if origin.is_some() && origin == Origin::of(path, function) {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,10 +112,13 @@ pub(crate) fn load_handle(
     function: Option<&str>,
     threads: NonZeroUsize,
 ) -> Result<*mut CmlModel, Failure> {
-    let model = load(Path::new(path), function)?;
+    Ok(into_handle(load(Path::new(path), function)?, threads))
+}
+
+fn into_handle(model: Model, threads: NonZeroUsize) -> *mut CmlModel {
     let session = Arc::new(Serial::new("model", model.session(threads)));
     let object = Box::new(ModelObject { model, session, _live: Live::new(Kind::Model) });
-    Ok(Box::into_raw(object).cast())
+    Box::into_raw(object).cast()
 }
 
 /// The configuration, as far as the caller's reaches: what an older header has not is the default. `None` for NULL.
@@ -237,6 +246,59 @@ pub(crate) unsafe extern "C" fn model_load(
         // SAFETY: the table's contract on `config`.
         let (function, threads) = unsafe { configuration(config) }?;
         handle.set(load_handle(path, function, threads)?);
+        Ok(())
+    };
+    // SAFETY: the table's contract on `error`.
+    unsafe { slot(error, body) }
+}
+
+/// The files of a model in memory, copied, by the names that its specification has.
+///
+/// # Safety
+/// `files` must be NULL or point to `n_files` files, whose names and bytes live and do not change during the call.
+unsafe fn read_files(files: *const CmlFile, n_files: usize) -> Result<HashMap<String, SharedBytes>, Failure> {
+    // SAFETY: the caller's promise.
+    let files = unsafe { arguments::slice(files, n_files, "the files") }?;
+    let mut found = HashMap::with_capacity(files.len());
+    for &CmlFile { name, bytes, length } in files {
+        // SAFETY: the caller's promise.
+        let name = unsafe { arguments::text(name, "the name of a file below @model_path/") }?;
+        if name.strip_prefix("@model_path/").is_none_or(str::is_empty) || name.contains('\0') {
+            return Err(Failure::invalid(format!("'{name}' does not name a file below @model_path/")));
+        }
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { arguments::slice(bytes.cast::<u8>(), length, "the bytes of a file") }?;
+        if found.insert(name.to_owned(), SharedBytes::from(bytes.to_vec())).is_some() {
+            return Err(Failure::invalid(format!("the file '{name}' is given twice")));
+        }
+    }
+    Ok(found)
+}
+
+pub(crate) unsafe extern "C" fn model_load_memory(
+    _self: *mut c_void,
+    specification: *const c_void,
+    length: usize,
+    files: *const CmlFile,
+    n_files: usize,
+    config: *const CmlConfig,
+    model: *mut *mut CmlModel,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    let body = || {
+        // SAFETY: the table's contract on `model`.
+        let mut handle = unsafe { out(model, "model") }?;
+        // SAFETY: the specification is borrowed for the call.
+        let specification = unsafe { arguments::slice(specification.cast::<u8>(), length, "specification") }?;
+        if specification.is_empty() {
+            return Err(Failure::invalid("there is no specification"));
+        }
+        // SAFETY: the table's contract on `config`.
+        let (function, threads) = unsafe { configuration(config) }?;
+        // SAFETY: the files are borrowed for the call.
+        let files = unsafe { read_files(files, n_files) }?;
+        let model = Model::from_memory("the model in memory", specification, &files, &options_for(function))?;
+        handle.set(into_handle(model, threads));
         Ok(())
     };
     // SAFETY: the table's contract on `error`.

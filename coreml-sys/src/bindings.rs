@@ -149,6 +149,23 @@ const _: () = {
     ["Offset of field: CmlConfig::specialization"]
         [::core::mem::offset_of!(CmlConfig, specialization) - 52usize];
 };
+#[doc = " A file in memory."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct CmlFile {
+    #[doc = " as the specification has it, e.g. \"@model_path/weights/weight.bin\""]
+    pub name: CmlStr,
+    pub bytes: *const ::core::ffi::c_void,
+    pub length: usize,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of CmlFile"][::core::mem::size_of::<CmlFile>() - 32usize];
+    ["Alignment of CmlFile"][::core::mem::align_of::<CmlFile>() - 8usize];
+    ["Offset of field: CmlFile::name"][::core::mem::offset_of!(CmlFile, name) - 0usize];
+    ["Offset of field: CmlFile::bytes"][::core::mem::offset_of!(CmlFile, bytes) - 16usize];
+    ["Offset of field: CmlFile::length"][::core::mem::offset_of!(CmlFile, length) - 24usize];
+};
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct CmlTensorDesc {
@@ -665,10 +682,23 @@ pub struct CmlBridge {
             error: *mut *mut CmlError,
         ) -> CmlStatus,
     >,
+    #[doc = " \\[F\\] Load a model that is in memory: the `length` bytes of its specification (what a .mlmodel holds), and the files\nthat it names, each once and each below \"@model_path/\". All is copied. Nothing is written to the disk."]
+    pub model_load_memory: ::core::option::Option<
+        unsafe extern "C" fn(
+            self_: *mut ::core::ffi::c_void,
+            specification: *const ::core::ffi::c_void,
+            length: usize,
+            files: *const CmlFile,
+            n_files: usize,
+            config: *const CmlConfig,
+            model: *mut *mut CmlModel,
+            error: *mut *mut CmlError,
+        ) -> CmlStatus,
+    >,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of CmlBridge"][::core::mem::size_of::<CmlBridge>() - 328usize];
+    ["Size of CmlBridge"][::core::mem::size_of::<CmlBridge>() - 336usize];
     ["Alignment of CmlBridge"][::core::mem::align_of::<CmlBridge>() - 8usize];
     ["Offset of field: CmlBridge::abi_version"][::core::mem::offset_of!(CmlBridge, abi_version) - 0usize];
     ["Offset of field: CmlBridge::struct_size"][::core::mem::offset_of!(CmlBridge, struct_size) - 4usize];
@@ -729,6 +759,8 @@ const _: () = {
     ["Offset of field: CmlBridge::model_structure"]
         [::core::mem::offset_of!(CmlBridge, model_structure) - 312usize];
     ["Offset of field: CmlBridge::compute_plan"][::core::mem::offset_of!(CmlBridge, compute_plan) - 320usize];
+    ["Offset of field: CmlBridge::model_load_memory"]
+        [::core::mem::offset_of!(CmlBridge, model_load_memory) - 328usize];
 };
 unsafe extern "C" {
     #[doc = " Apple's Core ML through the Objective-C shim."]

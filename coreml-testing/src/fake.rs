@@ -60,7 +60,7 @@ pub enum Backings {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Behaviour {
-    /// What `model_load` does.
+    /// What `model_load`, `model_load_memory` and `model_load_async` do.
     pub load: Outcome,
     /// How long `model_load` takes.
     pub load_delay: Duration,
@@ -85,7 +85,7 @@ pub struct Behaviour {
     /// What becomes of output backings.
     pub backings: Backings,
     /// Behaves like an old OS: no states, no int8, no choice of function, no asynchronous predictions, no
-    /// structures.
+    /// structures, no models in memory.
     pub old_system: bool,
 }
 
@@ -333,7 +333,8 @@ impl Builder {
         self.describe(move |_| Some(json.clone()))
     }
 
-    /// The description of the model at a path; none = there is no such model.
+    /// The description of the model at a path; none = there is no such model. The specification of a model in memory is, to
+    /// the fake, the text of such a path.
     #[must_use]
     pub fn describe(mut self, describe: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Builder {
         self.describe = Box::new(describe);

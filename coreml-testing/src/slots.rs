@@ -3,6 +3,7 @@
 //! Every slot that can fail runs inside [`guarded`]: nothing unwinds, a failure becomes an error of the fake's own.
 
 use std::{
+    collections::HashSet,
     ffi::c_void,
     panic::{AssertUnwindSafe, catch_unwind},
     ptr, slice,
@@ -508,6 +509,7 @@ pub(crate) fn table(fake: &'static Fake) -> CmlBridge {
         request_release: Some(request_release),
         model_structure: Some(model_structure),
         compute_plan: Some(compute_plan),
+        model_load_memory: Some(model_load_memory),
     }
 }
 
@@ -630,6 +632,55 @@ unsafe extern "C" fn model_load(
         let config = unsafe { borrowed(config) }?;
         // SAFETY: and so does the function's name.
         let function = unsafe { text(config.function_name) }?;
+        let made = load(fake, path, function)?;
+        // SAFETY: as above.
+        unsafe { set(model, hand_out::<CmlModel>(fake, made)) };
+        Ok(())
+    })
+}
+
+/// A model in memory is the one at the path that its specification, as text, names.
+unsafe extern "C" fn model_load_memory(
+    this: *mut c_void,
+    specification: *const c_void,
+    length: usize,
+    files: *const CmlFile,
+    n_files: usize,
+    config: *const CmlConfig,
+    model: *mut *mut CmlModel,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    guarded(own(this), error, || {
+        // SAFETY: the caller gives its own out-pointer.
+        unsafe { set(model, ptr::null_mut()) };
+        let fake = own(this).ok_or_else(|| invalid("a null self"))?;
+        // SAFETY: the specification lives for the call, and is as long as is said.
+        let specification = unsafe { list(specification.cast::<u8>(), length) }?;
+        // SAFETY: and so do the files.
+        let files = unsafe { list(files, n_files) }?;
+        // SAFETY: and so does the configuration.
+        let config = unsafe { borrowed(config) }?;
+        // SAFETY: and so does the function's name.
+        let function = unsafe { text(config.function_name) }?;
+        let mut names = HashSet::new();
+        for &CmlFile { name, bytes, length } in files {
+            // SAFETY: and so do the files' names,
+            let name = unsafe { text(name) }?;
+            // SAFETY: and their bytes.
+            unsafe { list(bytes.cast::<u8>(), length) }?;
+            if name.strip_prefix("@model_path/").is_none_or(str::is_empty) || !names.insert(name) {
+                return Err(invalid(format!("'{name}' is no file below @model_path/, or was given before")));
+            }
+        }
+        if specification.is_empty() {
+            return Err(invalid("no specification"));
+        }
+        if fake.behaviour().old_system {
+            let why = "this system loads no models from memory";
+            return Err(Failure::Status(CML_UNSUPPORTED, why.to_owned()));
+        }
+        let path = std::str::from_utf8(specification);
+        let path = path.map_err(|_| Failure::Status(CML_CORRUPT, "the model is damaged".to_owned()))?;
         let made = load(fake, path, function)?;
         // SAFETY: as above.
         unsafe { set(model, hand_out::<CmlModel>(fake, made)) };

@@ -1189,6 +1189,24 @@ const PLANTS: &[Plant] = &[
         edits: &[("src/cml_model.m", "    if (made) cml_remove(compiled);\n", "")],
     },
     Plant {
+        name: "a file of a model in memory keeps its whole name",
+        caught_by: CaughtBy::Driver,
+        tests: "load_memory",
+        says: "missing",
+        edits: &[("src/cml_memory.m", "[text substringFromIndex:prefix]", "text")],
+    },
+    Plant {
+        name: "the function of a model in memory is not looked for",
+        caught_by: CaughtBy::Driver,
+        tests: "load_memory",
+        says: "wanted 2",
+        edits: &[(
+            "src/cml_memory.m",
+            "    status = cml_require_function(model->functions, function, error);\n",
+            "",
+        )],
+    },
+    Plant {
         name: "a plan is asked of a system that has none",
         caught_by: CaughtBy::Driver,
         tests: "structure",

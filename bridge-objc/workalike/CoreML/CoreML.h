@@ -317,6 +317,8 @@ typedef NS_ENUM(NSInteger, MLSpecializationStrategy) {
 - (void)getMultiArrayForStateNamed:(NSString *)stateName handler:(void(NS_NOESCAPE ^)(MLMultiArray *buffer))handler;
 @end
 
+@class MLModelAsset;
+
 @interface MLModel : NSObject {
  @public
   const CmlBridge *_bridge;
@@ -349,12 +351,21 @@ typedef NS_ENUM(NSInteger, MLSpecializationStrategy) {
                                              options:(MLPredictionOptions *)options
                                                error:(NSError **)error;
 - (MLState *)newState;
++ (void)loadModelAsset:(MLModelAsset *)asset
+         configuration:(MLModelConfiguration *)configuration
+     completionHandler:(void (^)(MLModel *_Nullable model, NSError *_Nullable error))handler;
 @end
 
 @interface MLModelAsset : NSObject {
  @public
   NSArray<NSString *> *_functions;
+  NSData *_specification; /* of an asset from memory, with the files that it names */
+  NSDictionary<NSURL *, NSData *> *_files;
 }
++ (nullable instancetype)modelAssetWithSpecificationData:(NSData *)specificationData error:(NSError **)error;
++ (nullable instancetype)modelAssetWithSpecificationData:(NSData *)specificationData
+                                             blobMapping:(NSDictionary<NSURL *, NSData *> *)blobMapping
+                                                   error:(NSError **)error;
 + (nullable instancetype)modelAssetWithURL:(NSURL *)compiledModelURL error:(NSError **)error;
 - (void)functionNamesWithCompletionHandler:(void (^)(NSArray<NSString *> *_Nullable functionNames,
                                                      NSError *_Nullable error))handler;

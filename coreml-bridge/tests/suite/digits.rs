@@ -19,8 +19,13 @@ pub(crate) fn numbers(file: &str, count: usize) -> Vec<f32> {
 }
 
 pub(crate) fn subject(bridge: Bridge, tolerance: f32, assert_clean: fn()) -> Subject {
+    let read = |file: &str| {
+        std::fs::read(path("digits-f32.mlpackage/Data/com.apple.CoreML").join(file)).expect("it is committed")
+    };
     Subject {
         bridge,
+        specification: read("model.mlmodel"),
+        files: vec![("@model_path/weights/weight.bin", read("weights/weight.bin"))],
         path: path("digits-f32.mlpackage").to_str().expect("the repository's path is UTF-8").to_owned(),
         input: "image",
         output: "probabilities",

@@ -19,6 +19,9 @@ use coreml_bridge::{
 pub(crate) struct Subject {
     pub(crate) bridge: Bridge,
     pub(crate) path: String,
+    /// The model's specification, and the files that it names.
+    pub(crate) specification: Vec<u8>,
+    pub(crate) files: Vec<(&'static str, Vec<u8>)>,
     pub(crate) input: &'static str,
     pub(crate) output: &'static str,
     /// What goes in; `f32`, of at least two dimensions that differ from one.
@@ -33,6 +36,10 @@ pub(crate) struct Subject {
 impl Subject {
     fn load(&self) -> CoreMlHandle {
         self.bridge.load(&self.path, &Config::default()).expect("the model loads")
+    }
+
+    fn files(&self) -> Vec<(&str, &[u8])> {
+        self.files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect()
     }
 
     fn inputs(&self) -> Features {
@@ -517,6 +524,49 @@ pub(crate) fn a_model_loaded_without_waiting_is_the_same_model(subject: &Subject
     assert!(matches!(&error, Error::Load { source, .. } if source.status == Status::NotFound), "{error:?}");
 }
 
+pub(crate) fn a_model_in_memory_is_the_same_model(subject: &Subject) {
+    let (bridge, files) = (subject.bridge, subject.files());
+    let model = bridge.load_memory(&subject.specification, &files, &Config::default()).unwrap();
+    assert_eq!(model.description(), subject.load().description());
+    assert_eq!(&**model.path(), "<memory>");
+    // The caller's memory may go, and the bridge keeps none of it.
+    let again = {
+        let (specification, files) = (subject.specification.clone(), subject.files.clone());
+        let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (*name, &**bytes)).collect();
+        let config = Config { display_name: Some("mine".to_owned()), ..Config::default() };
+        bridge.load_memory(&specification, &files, &config).unwrap()
+    };
+    assert_eq!(&**again.path(), "mine");
+    for model in [model, again] {
+        subject.assert_expected(&model.predict(&subject.inputs()).unwrap());
+    }
+}
+
+pub(crate) fn a_model_in_memory_lacks_nothing_or_is_refused(subject: &Subject) {
+    let refused = |specification: &[u8], files: &[(&str, &[u8])], config: &Config| {
+        let error = subject.bridge.load_memory(specification, files, config).unwrap_err();
+        let Error::Load { path, source } = &error else { panic!("{error:?}") };
+        assert_eq!(&**path, "<memory>");
+        source.status
+    };
+    let (whole, default) = (&*subject.specification, Config::default());
+    assert_eq!(refused(&[], &subject.files(), &default), Status::InvalidArgument);
+    let status = refused(b"\xff\xff\xff\xff", &subject.files(), &default);
+    assert!(matches!(status, Status::Corrupt | Status::Framework), "{status:?}");
+    for wrong in ["weights.bin", "@model_path/", ""] {
+        assert_eq!(refused(whole, &[(wrong, b"bytes")], &default), Status::InvalidArgument, "{wrong:?}");
+    }
+    let twice: [(&str, &[u8]); 2] = [("@model_path/a", b"1"), ("@model_path/a", b"2")];
+    assert_eq!(refused(whole, &twice, &default), Status::InvalidArgument);
+    let function = Config { function: Some("no_such_function".to_owned()), ..Config::default() };
+    assert_eq!(refused(whole, &subject.files(), &function), Status::NotFound);
+    // Bridges that read the files miss them.
+    if !subject.files.is_empty() {
+        let status = refused(whole, &[], &default);
+        assert!(matches!(status, Status::Corrupt | Status::Framework), "{status:?}");
+    }
+}
+
 pub(crate) fn a_cancelled_load_ends_once(subject: &Subject) {
     for _ in 0..4 {
         drop(subject.bridge.load_async(&subject.path, &Config::default()).unwrap());
@@ -577,6 +627,8 @@ macro_rules! mount {
             a_prediction_that_cannot_begin_is_an_error_at_once
             a_prediction_without_waiting_writes_into_given_memory
             a_model_loaded_without_waiting_is_the_same_model
+            a_model_in_memory_is_the_same_model
+            a_model_in_memory_lacks_nothing_or_is_refused
             a_cancelled_load_ends_once
         }
     };
