@@ -113,6 +113,13 @@ enum {
   CML_SPECIALIZATION_FAST_PREDICTION = 1 /* even if loading takes longer */
 };
 
+/* What a message of a bridge is about. */
+typedef int32_t CmlLogLevel;
+enum {
+  CML_LOG_WARNING = 1, /* a call succeeded, but did not do all as it was asked */
+  CML_LOG_INFO = 2     /* something was done that takes long or much memory */
+};
+
 /* Configuration flags. */
 enum { CML_CONFIG_LOW_PRECISION_ACCUMULATION = 1u };
 
@@ -232,6 +239,9 @@ typedef void (*CmlImageBytesFn)(void *context, void *pixels, const CmlImageDesc 
 typedef void (*CmlPredictedFn)(void *context, CmlStatus status, CmlResult *result, CmlError *error);
 typedef void (*CmlLoadedFn)(void *context, CmlStatus status, CmlModel *model, CmlError *error);
 
+/* A message, which lives until the function returns. On any thread, on several at once; must not unwind. */
+typedef void (*CmlLogFn)(void *context, CmlLogLevel level, CmlStr message);
+
 typedef struct CmlBridge {
   uint32_t abi_version; /* CML_ABI_VERSION */
   uint32_t struct_size; /* sizeof(CmlBridge) as the bridge was compiled */
@@ -338,6 +348,12 @@ typedef struct CmlBridge {
      that it names, each once and each below "@model_path/". All is copied. Nothing is written to the disk. */
   CmlStatus (*model_load_memory)(void *self, const void *specification, size_t length, const CmlFile *files,
                                  size_t n_files, const CmlConfig *config, CmlModel **model, CmlError **error);
+  /* [F] From now on `log` is told what no status says: decisions that were taken silently, such as a backing that was not
+     used (WARNING), and models that were loaded (INFO). NULL: nobody is told, which is so to begin with. There is one
+     for a table. When the slot returns, the function that was set before is not running, and is never called again; what
+     happens while it is replaced is told to nobody. `log` may call other slots, whose messages are then dropped; from
+     within it this slot answers CML_BUSY, for it would wait for itself. */
+  CmlStatus (*log_set)(void *self, CmlLogFn log, void *context, CmlError **error);
 } CmlBridge;
 
 /* Apple's Core ML through the Objective-C shim. */

@@ -288,6 +288,11 @@ NSArray<NSString *> *cml_functions_in(id asset, NSError **cause);
 NSArray<NSString *> *cml_functions_of(NSString *compiled, NSError **cause);
 CmlStatus cml_function_names(void *self, CmlStr path, CmlBlob **json, CmlError **error);
 
+/* cml_log.m */
+/* Tells whoever listens, if anybody does. It does not throw. */
+void cml_log(CmlLogLevel level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+CmlStatus cml_log_set(void *self, CmlLogFn log, void *context, CmlError **error);
+
 /* cml_memory.m */
 CmlStatus cml_model_load_memory(void *self, const void *specification, size_t length, const CmlFile *files,
                                 size_t n_files, const CmlConfig *config, CmlModel **model, CmlError **error);

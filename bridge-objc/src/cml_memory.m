@@ -73,6 +73,7 @@ static CmlStatus cml_load_asset(CmlModel *model, id asset, MLModelConfiguration 
   }
   if (loaded == nil) return cml_fail_nserror(error, CML_FRAMEWORK, cause, "loading the model from memory");
   cml_model_adopt(model, loaded);
+  cml_log(CML_LOG_INFO, "loaded a model from memory");
   return CML_OK;
 }
 

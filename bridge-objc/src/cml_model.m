@@ -397,6 +397,7 @@ static CmlStatus cml_load(CmlModel *model, CmlStr path, const CmlConfig *config,
                                               error:&cause];
   if (loaded == nil) return cml_fail_nserror(error, CML_FRAMEWORK, cause, "loading the model");
   cml_model_adopt(model, loaded);
+  cml_log(CML_LOG_INFO, "loaded %.*s", (int)path.len, path.ptr);
   return CML_OK;
 }
 

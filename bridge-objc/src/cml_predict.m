@@ -194,7 +194,10 @@ static CmlStatus cml_backing_fill(CmlValue *backing, MLMultiArray *given, NSStri
       bool same = source == destination && from->dtype == to->dtype &&
                   memcmp(from->strides, to->strides, from->rank * sizeof from->strides[0]) == 0;
       *used = same ? 1 : 0; /* another array on our memory: written in place all the same */
-      if (!same) cml_copy(to, destination, from, source);
+      if (!same) {
+        cml_copy(to, destination, from, source);
+        cml_log(CML_LOG_WARNING, "the backing of output '%s' was not used: the output was copied", cml_utf8(name));
+      }
       return CML_OK;
     });
   });

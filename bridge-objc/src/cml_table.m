@@ -65,6 +65,7 @@ static void cml_info(CmlJson *json) {
   CML_IF_OS(15, 0, 18.0) features[n_features++] = "specialization";
   CML_IF_OS(13, 0, 16.0) features[n_features++] = "memory";
   CML_IF_OS(15, 0, 18.0) features[n_features++] = "memory_files";
+  features[n_features++] = "log";
   cml_json_open(json, '{');
   cml_json_key(json, "name");
   cml_json_text(json, "coreml");
@@ -134,6 +135,7 @@ static const CmlBridge cml_bridge = {
     .model_structure = cml_model_structure,
     .compute_plan = cml_compute_plan,
     .model_load_memory = cml_model_load_memory,
+    .log_set = cml_log_set,
 };
 
 const CmlBridge *cml_bridge_coreml(void) { return &cml_bridge; }

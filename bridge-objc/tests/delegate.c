@@ -599,7 +599,7 @@ const CmlBridge *cml_test_delegate(void) {
       /* the work-alike waits on threads of its own, and asks for nothing asynchronous */
       NULL,             NULL,              NULL,
       NULL,             model_structure,   compute_plan,
-      model_load_memory,
+      model_load_memory, NULL,
   };
   return &table;
 }

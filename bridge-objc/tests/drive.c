@@ -406,6 +406,96 @@ static void test_load_memory(void) {
   CHECK(status == CML_OK);
 }
 
+/* ---- the log ---- */
+
+typedef struct Heard {
+  atomic_int infos, warnings, running;
+  atomic_bool closed; /* nothing may be heard any more */
+  atomic_int late;
+  int pause; /* how long each message takes */
+  bool curious; /* calls the table from within */
+} Heard;
+
+static void hear(void *context, CmlLogLevel level, CmlStr message) {
+  Heard *heard = context;
+  atomic_fetch_add(&heard->running, 1);
+  if (atomic_load(&heard->closed)) atomic_fetch_add(&heard->late, 1);
+  atomic_fetch_add(level == CML_LOG_INFO ? &heard->infos : &heard->warnings, 1);
+  CHECK(has(message, level == CML_LOG_INFO ? "loaded" : "'out_x' was not used"));
+  if (heard->curious) {
+    CmlError *error = NULL;
+    REFUSED(B->log_set(B->self, NULL, NULL, &error), CML_BUSY, "log");
+    B->model_release(load()); /* tells nobody */
+  }
+  if (heard->pause > 0) pause_ms(heard->pause);
+  if (atomic_load(&heard->closed)) atomic_fetch_add(&heard->late, 1);
+  atomic_fetch_sub(&heard->running, 1);
+}
+
+static atomic_bool log_stop;
+static void *load_on_and_on(void *context) {
+  (void)context;
+  while (!atomic_load(&log_stop)) B->model_release(load());
+  return NULL;
+}
+
+static void test_log(void) {
+  CmlError *error = NULL;
+  Heard heard = {.curious = true};
+  CHECK(WENT(B->log_set(B->self, hear, &heard, &error)));
+  CmlModel *model = load();
+  CHECK(heard.infos == 1 && heard.warnings == 0);
+  heard.curious = false;
+  CmlModel *other = NULL;
+  CHECK(WENT(B->model_load_memory(B->self, "double", 6, NULL, 0, NULL, &other, &error)));
+  B->model_release(other);
+  CHECK(heard.infos == 2);
+  /* A backing that was ignored is told of, one that was taken is not. */
+  CmlStr name = str("x"), out = str("out_x");
+  CmlTensorDesc desc = desc_of(CML_DTYPE_FLOAT32, 2, shape23, NULL);
+  CmlValue *x = tensor_x(), *backing = NULL;
+  CHECK(WENT(B->tensor_new(B->self, &desc, &backing, &error)));
+  CmlPredictOptions options = {
+      .size = sizeof options, .backing_names = &out, .backings = &backing, .n_backings = 1};
+  for (int ignored = 0; ignored < 2; ignored++) {
+    CmlResult *result = NULL;
+    cml_workalike_set_hostile(ignored ? CML_HOSTILE_IGNORE_BACKINGS : 0);
+    CHECK(WENT(B->model_predict(model, NULL, &name, &x, 1, &options, &result, &error)));
+    CHECK(output(result, "out_x")->backing_used == (uint32_t)!ignored && heard.warnings == ignored);
+    B->result_free(result);
+  }
+  cml_workalike_set_hostile(0);
+  CHECK(WENT(B->log_set(B->self, NULL, NULL, &error)));
+  B->model_release(load());
+  CHECK(heard.infos == 2);
+  B->value_release(backing);
+  B->value_release(x);
+  B->model_release(model);
+  /* Replaced again and again while others load: whoever was set before is done when the slot returns. */
+  enum { ROUNDS = 12, LOADERS = 3 };
+  static Heard rounds[ROUNDS];
+  pthread_t threads[LOADERS];
+  atomic_store(&log_stop, false);
+  for (int i = 0; i < LOADERS; i++) pthread_create(&threads[i], NULL, load_on_and_on, NULL);
+  int told = 0;
+  for (int round = 0; round < ROUNDS; round++) {
+    rounds[round].pause = 3;
+    CHECK(WENT(B->log_set(B->self, hear, &rounds[round], &error)));
+    if (round > 0) atomic_store(&rounds[round - 1].closed, true);
+    CHECK(round == 0 || rounds[round - 1].running == 0);
+    pause_ms(15);
+  }
+  CHECK(WENT(B->log_set(B->self, NULL, NULL, &error)));
+  atomic_store(&rounds[ROUNDS - 1].closed, true);
+  atomic_store(&log_stop, true);
+  for (int i = 0; i < LOADERS; i++) pthread_join(threads[i], NULL);
+  for (int round = 0; round < ROUNDS; round++) {
+    CHECK(rounds[round].late == 0 && rounds[round].running == 0);
+    told += rounds[round].infos;
+  }
+  CHECK(told > 0);
+}
+
 static int entries_in(const char *name) {
   int n = 0;
   char command[600], line[256];
@@ -2150,6 +2240,7 @@ static const struct {
     {"nulls", test_nulls},
     {"load", test_load},
     {"load_memory", test_load_memory},
+    {"log", test_log},
     {"compile", test_compile},
     {"configuration", test_configuration},
     {"describe", test_describe},

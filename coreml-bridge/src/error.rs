@@ -156,6 +156,12 @@ pub enum BridgeError {
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The bridge does not change who is told of its messages.
+    #[error("the bridge keeps its log")]
+    Log {
+        /// What the other side says.
+        source: NativeError,
+    },
     /// The bridge does not say what it is.
     #[error("the bridge cannot describe itself")]
     Info {
@@ -401,6 +407,7 @@ impl Error {
     pub fn native(&self) -> Option<&NativeError> {
         match self {
             Error::Info { source }
+            | Error::Log { source }
             | Error::Compile { source, .. }
             | Error::Load { source, .. }
             | Error::Describe { source, .. }

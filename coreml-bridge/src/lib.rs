@@ -27,6 +27,7 @@ mod features;
 mod handle;
 mod image;
 mod layout;
+mod log;
 mod native;
 #[cfg(feature = "ndarray")]
 mod ndarray;
@@ -49,6 +50,7 @@ pub use features::{FeatureError, Features};
 pub use half::f16;
 pub use handle::{CoreMlHandle, PredictOptions, Prediction, State, Timings};
 pub use image::{Image, ImageError, PixelFormat};
+pub use log::LogLevel;
 pub use pending::{PendingModel, PendingPrediction};
 pub use registry::{ModelRef, get_model_handle, load_model, register_model, register_model_as, unload_model};
 pub use structure::{Block, ModelStructure, NamedValue, Op, OpDevices};

@@ -153,6 +153,7 @@ table! {
         *mut *mut CmlModel,
         *mut *mut CmlError,
     ) -> CmlStatus;
+    log_set: fn(*mut c_void, CmlLogFn, *mut c_void, *mut *mut CmlError) -> CmlStatus;
 }
 
 impl Table {

@@ -47,7 +47,7 @@ pub(crate) unsafe extern "C" fn backend_info(
             "version": env!("CARGO_PKG_VERSION"),
             "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             "dtypes": ["float16", "float32", "float64", "int8", "int32"],
-            "features": ["mlmodel", "mlpackage", "functions", "state", "backings", "image", "threads", "batch", "async", "structure", "plan", "reshape_frequency", "specialization", "memory", "memory_files"],
+            "features": ["mlmodel", "mlpackage", "functions", "state", "backings", "image", "threads", "batch", "async", "structure", "plan", "reshape_frequency", "specialization", "memory", "memory_files", "log"],
             "devices": [{ "kind": "cpu", "cores": cores }],
         });
         json.set(into_handle(

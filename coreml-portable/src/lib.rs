@@ -17,6 +17,7 @@ mod blob;
 mod compile;
 mod error;
 mod live;
+mod log;
 mod model;
 mod request;
 mod serial;
@@ -74,6 +75,7 @@ pub fn bridge() -> &'static CmlBridge {
         model_structure: Some(structure::model_structure),
         compute_plan: Some(structure::compute_plan),
         model_load_memory: Some(model::model_load_memory),
+        log_set: Some(log::log_set),
     };
     &TABLE
 }

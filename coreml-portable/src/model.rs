@@ -14,10 +14,10 @@ use coreml_engine::{
 };
 use coreml_sys::{
     CML_COMPUTE_ALL, CML_COMPUTE_CPU_AND_NEURAL_ENGINE, CML_COMPUTE_CPU_ONLY,
-    CML_CONFIG_LOW_PRECISION_ACCUMULATION, CML_RESHAPE_FREQUENT, CML_RESHAPE_INFREQUENT,
-    CML_SPECIALIZATION_DEFAULT, CML_SPECIALIZATION_FAST_PREDICTION, CmlBlob, CmlConfig, CmlError, CmlFile,
-    CmlModel, CmlOutput, CmlPredictOptions, CmlResult, CmlResultView, CmlState, CmlStatus, CmlStr,
-    CmlTensorBytesFn, CmlValue,
+    CML_CONFIG_LOW_PRECISION_ACCUMULATION, CML_LOG_INFO, CML_LOG_WARNING, CML_RESHAPE_FREQUENT,
+    CML_RESHAPE_INFREQUENT, CML_SPECIALIZATION_DEFAULT, CML_SPECIALIZATION_FAST_PREDICTION, CmlBlob,
+    CmlConfig, CmlError, CmlFile, CmlModel, CmlOutput, CmlPredictOptions, CmlResult, CmlResultView, CmlState,
+    CmlStatus, CmlStr, CmlTensorBytesFn, CmlValue,
 };
 
 use crate::arguments::{self, out, place};
@@ -25,6 +25,7 @@ use crate::blob;
 use crate::compile;
 use crate::error::{Failure, slot};
 use crate::live::{Kind, Live};
+use crate::log;
 use crate::serial::Serial;
 use crate::value::{self, Value};
 
@@ -112,7 +113,9 @@ pub(crate) fn load_handle(
     function: Option<&str>,
     threads: NonZeroUsize,
 ) -> Result<*mut CmlModel, Failure> {
-    Ok(into_handle(load(Path::new(path), function)?, threads))
+    let handle = into_handle(load(Path::new(path), function)?, threads);
+    log::log(CML_LOG_INFO, || format!("loaded {path}"));
+    Ok(handle)
 }
 
 fn into_handle(model: Model, threads: NonZeroUsize) -> *mut CmlModel {
@@ -299,6 +302,7 @@ pub(crate) unsafe extern "C" fn model_load_memory(
         let files = unsafe { read_files(files, n_files) }?;
         let model = Model::from_memory("the model in memory", specification, &files, &options_for(function))?;
         handle.set(into_handle(model, threads));
+        log::log(CML_LOG_INFO, || "loaded a model from memory".to_owned());
         Ok(())
     };
     // SAFETY: the table's contract on `error`.
@@ -467,7 +471,14 @@ pub(crate) fn predict(
         let backing = options.backings.iter().find(|(backed, _)| *backed == name);
         let (value, used) = match (backing, output) {
             (Some((_, backing)), Output::Array(array)) if backing.take(&array)? => (Arc::clone(backing), 1),
-            (_, output) => {
+            (backing, output) => {
+                if backing.is_some() {
+                    log::log(CML_LOG_WARNING, || {
+                        format!(
+                            "the backing of output '{name}' was not used: the output is a value of its own"
+                        )
+                    });
+                }
                 let kind = known.iter().find(|f| f.name == name).map(|f| &f.kind);
                 (Value::of_output(output, kind)?, 0)
             }

@@ -66,6 +66,12 @@ pub type CmlSpecialization = i32;
 pub const CML_SPECIALIZATION_DEFAULT: CmlStatus = 0;
 #[doc = " even if loading takes longer"]
 pub const CML_SPECIALIZATION_FAST_PREDICTION: CmlStatus = 1;
+#[doc = " What a message of a bridge is about."]
+pub type CmlLogLevel = i32;
+#[doc = " a call succeeded, but did not do all as it was asked"]
+pub const CML_LOG_WARNING: CmlLogLevel = 1;
+#[doc = " something was done that takes long or much memory"]
+pub const CML_LOG_INFO: CmlLogLevel = 2;
 pub const CML_CONFIG_LOW_PRECISION_ACCUMULATION: u32 = 1;
 #[repr(C)]
 #[derive(Debug)]
@@ -399,6 +405,10 @@ pub type CmlLoadedFn = ::core::option::Option<
         error: *mut CmlError,
     ),
 >;
+#[doc = " A message, which lives until the function returns. On any thread, on several at once; must not unwind."]
+pub type CmlLogFn = ::core::option::Option<
+    unsafe extern "C" fn(context: *mut ::core::ffi::c_void, level: CmlLogLevel, message: CmlStr),
+>;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct CmlBridge {
@@ -695,10 +705,19 @@ pub struct CmlBridge {
             error: *mut *mut CmlError,
         ) -> CmlStatus,
     >,
+    #[doc = " \\[F\\] From now on `log` is told what no status says: decisions that were taken silently, such as a backing that was not\nused (WARNING), and models that were loaded (INFO). NULL: nobody is told, which is so to begin with. There is one\nfor a table. When the slot returns, the function that was set before is not running, and is never called again; what\nhappens while it is replaced is told to nobody. `log` may call other slots, whose messages are then dropped; from\nwithin it this slot answers CML_BUSY, for it would wait for itself."]
+    pub log_set: ::core::option::Option<
+        unsafe extern "C" fn(
+            self_: *mut ::core::ffi::c_void,
+            log: CmlLogFn,
+            context: *mut ::core::ffi::c_void,
+            error: *mut *mut CmlError,
+        ) -> CmlStatus,
+    >,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of CmlBridge"][::core::mem::size_of::<CmlBridge>() - 336usize];
+    ["Size of CmlBridge"][::core::mem::size_of::<CmlBridge>() - 344usize];
     ["Alignment of CmlBridge"][::core::mem::align_of::<CmlBridge>() - 8usize];
     ["Offset of field: CmlBridge::abi_version"][::core::mem::offset_of!(CmlBridge, abi_version) - 0usize];
     ["Offset of field: CmlBridge::struct_size"][::core::mem::offset_of!(CmlBridge, struct_size) - 4usize];
@@ -761,6 +780,7 @@ const _: () = {
     ["Offset of field: CmlBridge::compute_plan"][::core::mem::offset_of!(CmlBridge, compute_plan) - 320usize];
     ["Offset of field: CmlBridge::model_load_memory"]
         [::core::mem::offset_of!(CmlBridge, model_load_memory) - 328usize];
+    ["Offset of field: CmlBridge::log_set"][::core::mem::offset_of!(CmlBridge, log_set) - 336usize];
 };
 unsafe extern "C" {
     #[doc = " Apple's Core ML through the Objective-C shim."]

@@ -16,6 +16,7 @@ use coreml_sys::CmlBridge;
 
 use crate::{
     gate::Gate,
+    log::Log,
     objects::{Objects, Rule},
     slots,
 };
@@ -155,6 +156,7 @@ pub(crate) struct Fake {
     pub(crate) addresses: Mutex<Vec<usize>>,
     /// Threads of asynchronous calls that have not come to their end.
     pub(crate) background: AtomicUsize,
+    pub(crate) log: Log,
 }
 
 impl Fake {
@@ -404,6 +406,7 @@ impl Builder {
             wraps: AtomicUsize::new(0),
             addresses: Mutex::new(Vec::new()),
             background: AtomicUsize::new(0),
+            log: Log::default(),
         });
         let mut table = slots::table(fake);
         change(&mut table);

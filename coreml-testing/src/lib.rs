@@ -26,6 +26,7 @@
 pub mod differential;
 mod fake;
 mod gate;
+mod log;
 mod objects;
 mod slots;
 mod tokenizer;

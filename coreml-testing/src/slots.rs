@@ -22,6 +22,7 @@ use coreml_sys::*;
 
 use crate::{
     fake::{Backings, Fake, Outcome, REFUSAL, zero_states},
+    log::Listener,
     objects::{Entry, Handle, Running, find, hand_out, hand_out_to, let_go, release, retain},
 };
 
@@ -510,6 +511,7 @@ pub(crate) fn table(fake: &'static Fake) -> CmlBridge {
         model_structure: Some(model_structure),
         compute_plan: Some(compute_plan),
         model_load_memory: Some(model_load_memory),
+        log_set: Some(log_set),
     }
 }
 
@@ -707,7 +709,23 @@ fn load(fake: &Fake, path: &str, function: &str) -> Answer<FakeModel> {
         return Err(Failure::Status(CML_NOT_FOUND, format!("the model has no function {function}")));
     }
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    fake.log.tell(CML_LOG_INFO, &format!("loaded {path}"));
     Ok(FakeModel { json, description, number })
+}
+
+unsafe extern "C" fn log_set(
+    this: *mut c_void,
+    log: CmlLogFn,
+    context: *mut c_void,
+    error: *mut *mut CmlError,
+) -> CmlStatus {
+    guarded(own(this), error, || {
+        let fake = own(this).ok_or_else(|| invalid("a null self"))?;
+        match fake.log.replace(log.map(|log| Listener { log, context })) {
+            true => Ok(()),
+            false => Err(Failure::Status(CML_BUSY, "the log would wait for itself".to_owned())),
+        }
+    })
 }
 
 unsafe extern "C" fn model_describe(
@@ -1306,6 +1324,10 @@ impl<'a> Call<'a> {
                 }
                 (backing, value, behaviour) => {
                     let lies = backing.is_some() && behaviour == Backings::Lie;
+                    if backing.is_some() && !lies {
+                        let message = format!("the backing of output '{name}' was not used");
+                        fake.log.tell(CML_LOG_WARNING, &message);
+                    }
                     (hand_out::<CmlValue>(fake, FakeValue::of(value, alignment)?), u32::from(lies))
                 }
             };

@@ -66,6 +66,7 @@ const CONSTANT_TYPES: &[(&str, &str)] = &[
     ("CML_COMPUTE_", "CmlComputeUnits"),
     ("CML_PIXEL_", "CmlPixelFormat"),
     ("CML_CONFIG_", "u32"),
+    ("CML_LOG_", "CmlLogLevel"),
     ("CML_", "CmlStatus"),
 ];
 

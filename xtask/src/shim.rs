@@ -1207,6 +1207,28 @@ const PLANTS: &[Plant] = &[
         )],
     },
     Plant {
+        name: "a log that was unset is still told",
+        caught_by: CaughtBy::Driver,
+        tests: "log",
+        says: "test_log",
+        edits: &[(
+            "src/cml_log.m",
+            "  while (cml_log_running > 0) pthread_cond_wait(&cml_log_idle, &cml_log_lock);\n",
+            "",
+        )],
+    },
+    Plant {
+        name: "a backing that is ignored is not told of",
+        caught_by: CaughtBy::Driver,
+        tests: "log",
+        says: "heard.warnings",
+        edits: &[(
+            "src/cml_predict.m",
+            "        cml_log(CML_LOG_WARNING,",
+            "        if (false) cml_log(CML_LOG_WARNING,",
+        )],
+    },
+    Plant {
         name: "a plan is asked of a system that has none",
         caught_by: CaughtBy::Driver,
         tests: "structure",

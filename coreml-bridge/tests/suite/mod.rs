@@ -3,15 +3,19 @@
 use std::{
     error::Error as _,
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     task::{Context, Poll, Wake, Waker},
     thread,
     time::{Duration, Instant},
 };
 
 use coreml_bridge::{
-    Bridge, Config, CoreMlHandle, Dtype, Error, Features, Kind, PredictOptions, ReshapeFrequency, Role,
-    Specialization, Status, Tensor, Value, get_model_handle, register_model, register_model_as, unload_model,
+    Bridge, Config, CoreMlHandle, Dtype, Error, Features, Kind, LogLevel, PredictOptions, ReshapeFrequency,
+    Role, Specialization, Status, Tensor, Value, get_model_handle, register_model, register_model_as,
+    unload_model,
 };
 
 /// A bridge, and a model of it with one tensor as input and at least one tensor among its outputs.
@@ -567,6 +571,76 @@ pub(crate) fn a_model_in_memory_lacks_nothing_or_is_refused(subject: &Subject) {
     }
 }
 
+pub(crate) fn the_log_tells_of_loads_and_of_backings_that_are_not_used(subject: &Subject) {
+    let bridge = subject.bridge;
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let mine = Arc::clone(&heard);
+    bridge
+        .set_log(move |level, message| {
+            // It may use the bridge, but not wait for itself.
+            assert!(bridge.info().is_ok());
+            let error = bridge.unset_log().unwrap_err();
+            assert!(matches!(&error, Error::Log { source } if source.status == Status::Busy), "{error:?}");
+            mine.lock().unwrap().push((level, message.to_owned()));
+        })
+        .unwrap();
+    let model = subject.load();
+    let loaded = std::mem::take(&mut *heard.lock().unwrap());
+    let [(LogLevel::Info, message)] = &loaded[..] else { panic!("{loaded:?}") };
+    assert!(message.contains("loaded") && message.contains(&subject.path), "{message}");
+    let memory = Tensor::zeros(subject.expected.dtype(), subject.expected.shape()).unwrap();
+    let backings = vec![(subject.output.to_owned(), memory)];
+    let options = PredictOptions { backings, ..PredictOptions::default() };
+    let prediction = model.predict_with(&subject.inputs(), options).unwrap();
+    let told = std::mem::take(&mut *heard.lock().unwrap());
+    assert_eq!(told.is_empty(), !prediction.backings_used.is_empty(), "{told:?}");
+    for (level, message) in told {
+        assert!(level == LogLevel::Warning && message.contains(subject.output), "{message}");
+    }
+    // A panic in it ends there.
+    bridge.set_log(|_, _| panic!("the log panics")).unwrap();
+    subject.assert_expected(&subject.load().predict(&subject.inputs()).unwrap());
+    bridge.unset_log().unwrap();
+    assert_eq!(Arc::strong_count(&heard), 1, "what was replaced was dropped");
+    subject.load();
+    assert!(heard.lock().unwrap().is_empty());
+}
+
+pub(crate) fn a_log_that_was_unset_is_never_told_again(subject: &Subject) {
+    let (stop, told) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let loaders: Vec<_> = (0..3)
+        .map(|_| {
+            let (subject, stop) = (subject.clone(), Arc::clone(&stop));
+            thread::spawn(move || {
+                while !stop.load(Ordering::Acquire) {
+                    subject.load();
+                }
+            })
+        })
+        .collect();
+    let mut logs = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while logs.len() < 10 || (told.load(Ordering::Acquire) == 0 && Instant::now() < deadline) {
+        let (closed, late) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (sees, counts, counted) = (Arc::clone(&closed), Arc::clone(&late), Arc::clone(&told));
+        let log = move |_: LogLevel, _: &str| {
+            thread::sleep(Duration::from_millis(2));
+            counted.fetch_add(1, Ordering::AcqRel);
+            counts.fetch_add(usize::from(sees.load(Ordering::Acquire)), Ordering::AcqRel);
+        };
+        subject.bridge.set_log(log).unwrap();
+        thread::sleep(Duration::from_millis(5));
+        subject.bridge.unset_log().unwrap();
+        closed.store(true, Ordering::Release);
+        assert_eq!(Arc::strong_count(&closed), 1, "the function was dropped");
+        logs.push(late);
+    }
+    stop.store(true, Ordering::Release);
+    loaders.into_iter().for_each(|loader| loader.join().unwrap());
+    assert!(told.load(Ordering::Acquire) > 0);
+    assert!(logs.iter().all(|late| late.load(Ordering::Acquire) == 0));
+}
+
 pub(crate) fn a_cancelled_load_ends_once(subject: &Subject) {
     for _ in 0..4 {
         drop(subject.bridge.load_async(&subject.path, &Config::default()).unwrap());
@@ -629,6 +703,8 @@ macro_rules! mount {
             a_model_loaded_without_waiting_is_the_same_model
             a_model_in_memory_is_the_same_model
             a_model_in_memory_lacks_nothing_or_is_refused
+            the_log_tells_of_loads_and_of_backings_that_are_not_used
+            a_log_that_was_unset_is_never_told_again
             a_cancelled_load_ends_once
         }
     };
