@@ -146,6 +146,7 @@ typedef struct CmlConfig {
   CmlStr display_name;  /* none = the file's name */
   CmlReshapeFrequency reshape_frequency;
   CmlSpecialization specialization;
+  uint64_t preferred_device; /* "registry_id" of a GPU that backend_info lists, to run on if on a GPU; 0 = any */
 } CmlConfig;
 
 /* A file in memory. */
@@ -248,7 +249,8 @@ typedef struct CmlBridge {
   void *self;           /* the bridge's own; first argument of the slots that make things */
 
   /* ---- the bridge [F] ---- */
-  /* JSON: {"name", "version", "system", "dtypes": [..], "features": [..], "devices": [..]}. */
+  /* JSON: {"name", "version", "system", "dtypes": [..], "features": [..], "devices": [..]}. A device is {"kind"} and, as
+     far as the system tells, "name", "registry_id" and "cores". */
   CmlStatus (*backend_info)(void *self, CmlBlob **json, CmlError **error);
 
   /* ---- errors and blobs [F] ---- */

@@ -18,6 +18,7 @@
 #import <CoreML/CoreML.h>
 #import <CoreVideo/CoreVideo.h>
 #import <Foundation/Foundation.h>
+#import <Metal/Metal.h>
 
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -184,6 +185,7 @@ void cml_json_string(CmlJson *json, NSString *string);
 void cml_json_strings(CmlJson *json, NSArray<NSString *> *strings);
 void cml_json_text(CmlJson *json, const char *text);
 void cml_json_int64(CmlJson *json, int64_t number);
+void cml_json_uint64(CmlJson *json, uint64_t number);
 void cml_json_bool(CmlJson *json, bool value);
 void cml_json_double(CmlJson *json, double number); /* null if it is not finite */
 void cml_json_name(CmlJson *json, NSString *key); /* a key that is data */

@@ -91,6 +91,12 @@ void cml_json_int64(CmlJson *json, int64_t number) {
   cml_json_separate(json);
   cml_json_put(json, text, (size_t)length);
 }
+void cml_json_uint64(CmlJson *json, uint64_t number) {
+  char text[24];
+  int length = snprintf(text, sizeof text, "%llu", (unsigned long long)number);
+  cml_json_separate(json);
+  cml_json_put(json, text, (size_t)length);
+}
 
 void cml_json_bool(CmlJson *json, bool value) {
   cml_json_separate(json);

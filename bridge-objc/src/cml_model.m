@@ -250,6 +250,25 @@ static CmlStatus cml_hint(CmlReshapeFrequency reshape, CmlSpecialization strateg
   return CML_OK;
 }
 
+static CmlStatus cml_prefer(uint64_t registry_id, MLModelConfiguration *settings, CmlError **error) {
+  if (settings.computeUnits != MLComputeUnitsAll && settings.computeUnits != MLComputeUnitsCPUAndGPU) {
+    return cml_fail(error, CML_INVALID_ARGUMENT, "a GPU is preferred, but the compute units leave none");
+  }
+  bool asked = false;
+  CML_IF_OS(14, 0, 17.0) {
+    asked = true;
+    for (id device in MLAllComputeDevices()) {
+      if (![device isKindOfClass:[MLGPUComputeDevice class]]) continue;
+      id<MTLDevice> metal = ((MLGPUComputeDevice *)device).metalDevice;
+      if (metal.registryID != registry_id) continue;
+      settings.preferredMetalDevice = metal;
+      return CML_OK;
+    }
+  }
+  if (!asked) return cml_fail_os(error, "a preferred device", "macOS 14 or iOS 17");
+  return cml_fail(error, CML_UNSUPPORTED, "there is no GPU with the registry id %llu", (unsigned long long)registry_id);
+}
+
 CmlStatus cml_configure(const CmlConfig *config, MLModelConfiguration *settings, NSString **function,
                         CmlError **error) {
   if (config == NULL) return CML_OK;
@@ -301,6 +320,10 @@ CmlStatus cml_configure(const CmlConfig *config, MLModelConfiguration *settings,
       set = true;
     }
     if (!set) return cml_fail_os(error, "a display name", "macOS 13 or iOS 16");
+  }
+  if (CML_REACHES(CmlConfig, config, preferred_device) && config->preferred_device != 0) {
+    CmlStatus status = cml_prefer(config->preferred_device, settings, error);
+    if (status != CML_OK) return status;
   }
   CmlReshapeFrequency reshape = CML_RESHAPE_FREQUENT;
   CmlSpecialization strategy = CML_SPECIALIZATION_DEFAULT;

@@ -10,10 +10,23 @@ static void cml_info_list(CmlJson *json, const char *key, const char *const *ite
   cml_json_close(json, ']');
 }
 
-static void cml_info_device(CmlJson *json, const char *kind) {
+static void cml_info_device(CmlJson *json, const char *kind, id device) {
   cml_json_open(json, '{');
   cml_json_key(json, "kind");
   cml_json_text(json, kind);
+  CML_IF_OS(14, 0, 17.0) {
+    if ([device isKindOfClass:[MLGPUComputeDevice class]]) {
+      id<MTLDevice> metal = ((MLGPUComputeDevice *)device).metalDevice;
+      cml_json_key(json, "name");
+      cml_json_string(json, metal.name);
+      cml_json_key(json, "registry_id");
+      cml_json_uint64(json, metal.registryID);
+    }
+    if ([device isKindOfClass:[MLNeuralEngineComputeDevice class]]) {
+      cml_json_key(json, "cores");
+      cml_json_int64(json, ((MLNeuralEngineComputeDevice *)device).totalCoreCount);
+    }
+  }
   cml_json_close(json, '}');
 }
 
@@ -34,15 +47,15 @@ static void cml_info_devices(CmlJson *json) {
     asked = true;
     for (id device in MLAllComputeDevices()) {
       const char *kind = cml_device_kind(device);
-      if (kind != NULL) cml_info_device(json, kind);
+      if (kind != NULL) cml_info_device(json, kind, device);
     }
   }
-  if (!asked) cml_info_device(json, "cpu"); /* every system has one */
+  if (!asked) cml_info_device(json, "cpu", nil); /* every system has one */
   cml_json_close(json, ']');
 }
 
 static void cml_info(CmlJson *json) {
-  const char *dtypes[5], *features[20];
+  const char *dtypes[5], *features[24];
   size_t n_dtypes = 0, n_features = 0;
   dtypes[n_dtypes++] = "float32";
   dtypes[n_dtypes++] = "float64";
@@ -66,6 +79,7 @@ static void cml_info(CmlJson *json) {
   CML_IF_OS(13, 0, 16.0) features[n_features++] = "memory";
   CML_IF_OS(15, 0, 18.0) features[n_features++] = "memory_files";
   features[n_features++] = "log";
+  CML_IF_OS(14, 0, 17.0) features[n_features++] = "preferred_device";
   cml_json_open(json, '{');
   cml_json_key(json, "name");
   cml_json_text(json, "coreml");

@@ -195,7 +195,8 @@ static void test_table(void) {
   CmlError *error = NULL;
   CHECK(WENT(B->backend_info(B->self, &json, &error)));
   CHECK(has(B->blob_bytes(json), "\"name\":\"coreml\"") &&
-        has(B->blob_bytes(json), "\"devices\":[{\"kind\":\"cpu\"}]"));
+        has(B->blob_bytes(json), "\"devices\":[{\"kind\":\"cpu\"},{\"kind\":\"gpu\",\"name\":\"Work-alike GPU\","
+                                 "\"registry_id\":4294970044},{\"kind\":\"neural_engine\",\"cores\":16}]"));
   CHECK(has(B->blob_bytes(json), "\"state\"") && has(B->blob_bytes(json), "\"int8\""));
   B->blob_free(json);
   /* Releases of NULL, and questions about it. */
@@ -578,6 +579,23 @@ static void test_configuration(void) {
   CHECK(WENT(B->model_load(B->self, path, &config, &model, &error)));
   CHECK(cml_test_delegate_config()->reshape_frequency == 0 && cml_test_delegate_config()->specialization == 0);
   B->model_release(model);
+  for (int units = CML_COMPUTE_CPU_ONLY; units <= CML_COMPUTE_CPU_AND_NEURAL_ENGINE; units++) {
+    bool gpu = units == CML_COMPUTE_CPU_AND_GPU || units == CML_COMPUTE_ALL;
+    config = (CmlConfig){.size = sizeof config, .compute_units = units, .preferred_device = CML_WORKALIKE_GPU};
+    if (!gpu) {
+      REFUSED(B->model_load(B->self, path, &config, &model, &error), CML_INVALID_ARGUMENT, "leave none");
+      continue;
+    }
+    CHECK(WENT(B->model_load(B->self, path, &config, &model, &error)));
+    CHECK(cml_workalike_preferred() == CML_WORKALIKE_GPU);
+    B->model_release(model);
+    config.size = offsetof(CmlConfig, preferred_device);
+    CHECK(WENT(B->model_load(B->self, path, &config, &model, &error)));
+    CHECK(cml_workalike_preferred() == 0);
+    B->model_release(model);
+  }
+  config = (CmlConfig){.size = sizeof config, .compute_units = CML_COMPUTE_ALL, .preferred_device = UINT64_MAX};
+  REFUSED(B->model_load(B->self, path, &config, &model, &error), CML_UNSUPPORTED, "18446744073709551615");
   config = (CmlConfig){.size = sizeof config, .reshape_frequency = 2};
   REFUSED(B->model_load(B->self, path, &config, &model, &error), CML_INVALID_ARGUMENT, "2 is no frequency");
   config = (CmlConfig){.size = sizeof config, .specialization = -1};
@@ -1921,6 +1939,8 @@ static void test_old_systems(void) {
   REFUSED(B->model_load(B->self, path, &config, &model, &error), CML_UNSUPPORTED, "macOS 15");
   config = (CmlConfig){.size = sizeof config, .display_name = str("main")};
   REFUSED(B->model_load(B->self, path, &config, &model, &error), CML_UNSUPPORTED, "macOS 13");
+  config = (CmlConfig){.size = sizeof config, .compute_units = CML_COMPUTE_ALL, .preferred_device = CML_WORKALIKE_GPU};
+  REFUSED(B->model_load(B->self, path, &config, &model, &error), CML_UNSUPPORTED, "macOS 14 or iOS 17");
   CmlConfig rare = {.size = sizeof rare, .reshape_frequency = CML_RESHAPE_INFREQUENT};
   CmlConfig fast = {.size = sizeof fast, .specialization = CML_SPECIALIZATION_FAST_PREDICTION};
   REFUSED(B->model_load(B->self, path, &rare, &model, &error), CML_UNSUPPORTED, "macOS 14.4");
@@ -1943,6 +1963,7 @@ static void test_old_systems(void) {
   B->blob_free(json);
   CHECK(WENT(B->backend_info(B->self, &json, &error)));
   CHECK(!has(B->blob_bytes(json), "float16") && !has(B->blob_bytes(json), "state"));
+  CHECK(has(B->blob_bytes(json), "\"devices\":[{\"kind\":\"cpu\"}]"));
   B->blob_free(json);
   /* What an old system can do, it does: here without the block accessors. */
   CmlValue *x = tensor_x();
@@ -2064,7 +2085,10 @@ static CmlStatus everything(CmlError **error) {
   STEP(load_and_wait(str(path_to("model.mlmodel")), &config, &other, error));
   {
     CmlFile file = {str("@model_path/weights/w.bin"), "weights", 7};
-    STEP(B->model_load_memory(B->self, in_memory, sizeof in_memory - 1, &file, 1, &config, &from_memory, error));
+    CmlConfig gpu = config;
+    gpu.compute_units = CML_COMPUTE_ALL;
+    gpu.preferred_device = CML_WORKALIKE_GPU;
+    STEP(B->model_load_memory(B->self, in_memory, sizeof in_memory - 1, &file, 1, &gpu, &from_memory, error));
   }
   STEP(B->tensor_read(backing, CML_DTYPE_FLOAT32, seen, 24, error));
   STEP(B->tensor_with_bytes(backing, 1, see, seen, error));

@@ -39,11 +39,13 @@ static atomic_long wa_live, wa_faults;
 static atomic_int wa_inject;
 static atomic_long wa_countdown;
 static _Atomic(const char *) wa_went_off;
+static _Atomic(uint64_t) wa_preferred;
 
 void cml_workalike_set_delegate(const CmlBridge *delegate) { atomic_store(&wa_delegate, delegate); }
 void cml_workalike_set_hostile(uint32_t modes) { atomic_store(&wa_modes, modes); }
 void cml_workalike_set_late_release_ms(uint32_t milliseconds) { atomic_store(&wa_late_ms, milliseconds); }
 long cml_workalike_live_objects(void) { return atomic_load(&wa_live); }
+uint64_t cml_workalike_preferred(void) { return atomic_load(&wa_preferred); }
 long cml_workalike_faults(void) { return atomic_load(&wa_faults); }
 const char *cml_workalike_injected(void) { return atomic_load(&wa_went_off); }
 
@@ -987,6 +989,7 @@ GETTER(MLSpecializationStrategy, specializationStrategy, _strategy)
   [_function release];
   [_display release];
   [_hints release];
+  [_device release];
   died();
   [super dealloc];
 }
@@ -1008,6 +1011,12 @@ OBJECT_GETTER(NSString *, modelDisplayName, _display)
   _function = [name copy];
 }
 OBJECT_GETTER(MLOptimizationHints *, optimizationHints, _hints)
+OBJECT_GETTER(id<MTLDevice>, preferredMetalDevice, _device)
+- (void)setPreferredMetalDevice:(id<MTLDevice>)device {
+  entry("-setPreferredMetalDevice:");
+  [_device autorelease];
+  _device = [device retain];
+}
 - (void)setOptimizationHints:(MLOptimizationHints *)hints {
   entry("-setOptimizationHints:");
   [_hints autorelease];
@@ -1274,6 +1283,8 @@ static CmlConfig config_of(MLModelConfiguration *configuration) {
   if (configuration != nil) {
     config.compute_units = (CmlComputeUnits)configuration->_units;
     config.flags = configuration->_low_precision ? CML_CONFIG_LOW_PRECISION_ACCUMULATION : 0;
+    /* Not the delegate's: it has no GPU, or another. */
+    atomic_store(&wa_preferred, configuration->_device != nil ? CML_WORKALIKE_GPU : 0);
     if (configuration->_function != nil) config.function_name = str_of(configuration->_function);
     if (configuration->_display != nil) config.display_name = str_of(configuration->_display);
     if (configuration->_hints != nil) {
@@ -1650,16 +1661,36 @@ static id asset_on(NSData *specification, NSDictionary<NSURL *, NSData *> *files
 
 /* ---- devices ---- */
 
+@interface WorkalikeMetal : NSObject <MTLDevice>
+@end
+@implementation WorkalikeMetal
+- (void)dealloc {
+  died();
+  [super dealloc];
+}
+GETTER(NSString *, name, @"Work-alike GPU")
+GETTER(uint64_t, registryID, CML_WORKALIKE_GPU)
+@end
+
 @implementation MLCPUComputeDevice
 @end
 @implementation MLGPUComputeDevice
+GETTER(id<MTLDevice>, metalDevice, MAKE(WorkalikeMetal))
 @end
 @implementation MLNeuralEngineComputeDevice
+GETTER(NSInteger, totalCoreCount, 16)
 @end
+
+static id device_named(NSString *kind) {
+  Class class = [kind isEqual:@"gpu"]             ? [MLGPUComputeDevice class]
+                : [kind isEqual:@"neural_engine"] ? [MLNeuralEngineComputeDevice class]
+                                                  : [MLCPUComputeDevice class];
+  return [[[class alloc] init] autorelease];
+}
 
 NSArray<id<MLComputeDeviceProtocol>> *MLAllComputeDevices(void) {
   entry("MLAllComputeDevices");
-  return [NSArray arrayWithObject:[[[MLCPUComputeDevice alloc] init] autorelease]];
+  return [NSArray arrayWithObjects:device_named(@"cpu"), device_named(@"gpu"), device_named(@"neural_engine"), nil];
 }
 
 /* ---- structures and plans ---- */
@@ -1826,13 +1857,6 @@ PART_GETTER(MLModelStructureNeuralNetwork *, neuralNetwork,
 PART_GETTER(MLModelStructurePipeline *, pipeline,
             [self is:@"pipeline"] ? PART(MLModelStructurePipeline, _json) : nil)
 @end
-
-static id device_named(NSString *kind) {
-  Class class = [kind isEqual:@"gpu"]             ? [MLGPUComputeDevice class]
-                : [kind isEqual:@"neural_engine"] ? [MLNeuralEngineComputeDevice class]
-                                                  : [MLCPUComputeDevice class];
-  return [[[class alloc] init] autorelease];
-}
 
 PART_BEGINS(MLComputePlanDeviceUsage)
 PART_GETTER(id, preferredComputeDevice, device_named(OF("preferred")))

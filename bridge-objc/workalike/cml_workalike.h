@@ -46,6 +46,10 @@ void cml_workalike_inject(int what, long nth);
 /* The method where it went off, or NULL if it has not. */
 const char *cml_workalike_injected(void);
 
+/* The registry id of the one GPU, and the id of the one that the last load preferred, or 0. */
+#define CML_WORKALIKE_GPU UINT64_C(4294970044)
+uint64_t cml_workalike_preferred(void);
+
 /* Objects of the work-alike that are alive; pixel buffers count. */
 long cml_workalike_live_objects(void);
 /* Rules of Core ML or Core Video that were broken, such as a pixel buffer used without its lock. */

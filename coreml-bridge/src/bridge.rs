@@ -3,6 +3,7 @@
 use std::{
     fmt,
     hash::{Hash, Hasher},
+    num::NonZeroU64,
     path::{Path, PathBuf},
     ptr,
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -386,6 +387,10 @@ pub struct BackendInfo {
 pub struct Device {
     /// What it is: `cpu`, `gpu`, `neural_engine`.
     pub kind: String,
+    /// What it is called, if that is known.
+    pub name: Option<String>,
+    /// What the system knows it by, if it can be preferred: see [`Config::preferred_device`].
+    pub registry_id: Option<NonZeroU64>,
     /// How many cores it has, if that is known.
     pub cores: Option<u32>,
 }
@@ -395,14 +400,16 @@ pub struct Device {
 #[serde(untagged)]
 enum DeviceForm {
     Kind(String),
-    Object { kind: String, cores: Option<u32> },
+    Object { kind: String, name: Option<String>, registry_id: Option<NonZeroU64>, cores: Option<u32> },
 }
 
 impl From<DeviceForm> for Device {
     fn from(form: DeviceForm) -> Self {
         match form {
-            DeviceForm::Kind(kind) => Device { kind, cores: None },
-            DeviceForm::Object { kind, cores } => Device { kind, cores },
+            DeviceForm::Kind(kind) => Device { kind, name: None, registry_id: None, cores: None },
+            DeviceForm::Object { kind, name, registry_id, cores } => {
+                Device { kind, name, registry_id, cores }
+            }
         }
     }
 }

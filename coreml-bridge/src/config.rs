@@ -1,6 +1,9 @@
 //! How a model is to be loaded.
 
-use core::{fmt, num::NonZeroU32};
+use core::{
+    fmt,
+    num::{NonZeroU32, NonZeroU64},
+};
 
 use coreml_sys::{
     CML_COMPUTE_ALL, CML_COMPUTE_CPU_AND_GPU, CML_COMPUTE_CPU_AND_NEURAL_ENGINE, CML_COMPUTE_CPU_ONLY,
@@ -107,6 +110,22 @@ pub struct Config {
     pub reshape_frequency: ReshapeFrequency,
     /// What the model is specialized for. Core ML needs macOS 15 or iOS 18 to be told.
     pub specialization: Specialization,
+    /// The GPU to run on, where the model runs on a GPU: the [`Device::registry_id`](crate::Device::registry_id) of one that
+    /// [`Bridge::info`](crate::Bridge::info) lists; none = any. [`Error::Unsupported`](crate::Error::Unsupported) if there is no
+    /// such GPU, or before macOS 14 or iOS 17; compute units without a GPU are refused with it.
+    ///
+    /// ```
+    /// # use coreml_bridge::{Bridge, Config};
+    /// let devices = Bridge::platform().info()?.devices;
+    /// let preferred_device = devices.iter().filter(|device| device.kind == "gpu").find_map(|gpu| gpu.registry_id);
+    /// let config = Config { preferred_device, ..Config::default() };
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/digits/digits-f32.mlpackage");
+    /// # if cfg!(target_vendor = "apple") { return Ok(()) }
+    /// let model = Bridge::platform().load(path, &config)?;
+    /// # drop(model);
+    /// # Ok::<(), coreml_bridge::Error>(())
+    /// ```
+    pub preferred_device: Option<NonZeroU64>,
 }
 
 impl Config {
@@ -120,6 +139,7 @@ impl Config {
             display_name,
             reshape_frequency,
             specialization,
+            preferred_device,
         } = self;
         let name = |name: &Option<String>| name.as_deref().map_or(CmlStr::NONE, CmlStr::from);
         CmlConfig {
@@ -131,6 +151,7 @@ impl Config {
             display_name: name(display_name),
             reshape_frequency: *reshape_frequency as CmlReshapeFrequency,
             specialization: *specialization as CmlSpecialization,
+            preferred_device: preferred_device.map_or(0, NonZeroU64::get),
         }
     }
 }

@@ -593,7 +593,10 @@ fn a_path_that_is_not_utf8_is_refused() {
 
 #[test]
 fn the_configuration_crosses_whole() {
-    use std::{num::NonZeroU32, sync::Mutex};
+    use std::{
+        num::{NonZeroU32, NonZeroU64},
+        sync::Mutex,
+    };
 
     use coreml_bridge::ComputeUnits;
     use coreml_sys::{CmlBridge, CmlConfig, CmlError, CmlModel, CmlStatus, CmlStr};
@@ -615,6 +618,7 @@ fn the_configuration_crosses_whole() {
         };
         let CmlConfig { size, compute_units, flags, threads, function_name, display_name, .. } = *config;
         let hints = [config.reshape_frequency, config.specialization];
+        assert_eq!(config.preferred_device, u64::MAX);
         let seen = (size, compute_units, flags, threads, text(function_name), text(display_name), hints);
         *SEEN.lock().unwrap() = Some(seen);
         coreml_sys::CML_UNSUPPORTED
@@ -630,6 +634,7 @@ fn the_configuration_crosses_whole() {
         display_name: Some("Größe".to_owned()),
         reshape_frequency: ReshapeFrequency::Infrequent,
         specialization: Specialization::FastPrediction,
+        preferred_device: NonZeroU64::new(u64::MAX),
     };
     assert!(fake.bridge().load("model", &config).is_err());
     let size = size_of::<CmlConfig>() as u32;

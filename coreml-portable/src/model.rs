@@ -130,7 +130,7 @@ fn into_handle(model: Model, threads: NonZeroUsize) -> *mut CmlModel {
 /// `config` must be NULL or point to as many bytes as its `size` says.
 unsafe fn read_configuration(config: *const CmlConfig) -> Result<Option<CmlConfig>, Failure> {
     /// Where each field ends, in their order: half a field is none.
-    const ENDS: [usize; 8] = [
+    const ENDS: [usize; 9] = [
         offset_of!(CmlConfig, compute_units),
         offset_of!(CmlConfig, flags),
         offset_of!(CmlConfig, threads),
@@ -138,6 +138,7 @@ unsafe fn read_configuration(config: *const CmlConfig) -> Result<Option<CmlConfi
         offset_of!(CmlConfig, display_name),
         offset_of!(CmlConfig, reshape_frequency),
         offset_of!(CmlConfig, specialization),
+        offset_of!(CmlConfig, preferred_device),
         size_of::<CmlConfig>(),
     ];
     if config.is_null() {
@@ -157,6 +158,7 @@ unsafe fn read_configuration(config: *const CmlConfig) -> Result<Option<CmlConfi
         display_name: CmlStr::NONE,
         reshape_frequency: CML_RESHAPE_FREQUENT,
         specialization: CML_SPECIALIZATION_DEFAULT,
+        preferred_device: 0,
     };
     // SAFETY: the caller's struct has `given` bytes, ours has no fewer, and they are plain data of which each field is whole.
     unsafe { std::ptr::copy_nonoverlapping(config.cast::<u8>(), (&raw mut whole).cast::<u8>(), given) };
@@ -179,6 +181,12 @@ pub(crate) unsafe fn configuration<'a>(
     let specializations = CML_SPECIALIZATION_DEFAULT..=CML_SPECIALIZATION_FAST_PREDICTION;
     if !specializations.contains(&config.specialization) {
         return Err(Failure::invalid(format!("{} is no specialization", config.specialization)));
+    }
+    if config.preferred_device != 0 {
+        let id = config.preferred_device;
+        return Err(Failure::unsupported(format!(
+            "there is no GPU here, and so none with the registry id {id}"
+        )));
     }
     // Every unit that a caller may allow includes the CPU, so all are honoured.
     let units = CML_COMPUTE_CPU_ONLY..=CML_COMPUTE_CPU_AND_NEURAL_ENGINE;
@@ -690,6 +698,7 @@ mod tests {
             display_name: CmlStr::NONE,
             reshape_frequency: 9,
             specialization: CML_SPECIALIZATION_FAST_PREDICTION,
+            preferred_device: 5,
         };
         let mut read = |size: usize, reshape_frequency: i32| {
             config.size = u32::try_from(size).unwrap();
@@ -699,11 +708,14 @@ mod tests {
                 .map(|(function, threads)| (function.map(str::to_owned), threads.get()))
         };
         let whole = (Some("decode".to_owned()), 3);
+        // A header without preferred devices, and one with.
+        let hinted = offset_of!(CmlConfig, preferred_device);
+        assert!(read(size_of::<CmlConfig>(), CML_RESHAPE_INFREQUENT).is_err());
         // The first header ended before the hints.
         assert_eq!(read(offset_of!(CmlConfig, reshape_frequency), 9).unwrap(), whole);
         assert_eq!(read(offset_of!(CmlConfig, reshape_frequency) + 1, 9).unwrap(), whole);
-        assert_eq!(read(size_of::<CmlConfig>(), CML_RESHAPE_INFREQUENT).unwrap(), whole);
-        assert!(read(size_of::<CmlConfig>(), 9).is_err());
+        assert_eq!(read(hinted, CML_RESHAPE_INFREQUENT).unwrap(), whole);
+        assert!(read(hinted, 9).is_err());
         assert_eq!(read(offset_of!(CmlConfig, function_name) + 8, 9).unwrap(), (None, 3));
         assert_eq!(read(offset_of!(CmlConfig, compute_units), 9).unwrap().0, None);
         assert!(read(3, 0).is_err() && read(0, 0).is_err());

@@ -138,10 +138,12 @@ pub struct CmlConfig {
     pub display_name: CmlStr,
     pub reshape_frequency: CmlReshapeFrequency,
     pub specialization: CmlSpecialization,
+    #[doc = " \"registry_id\" of a GPU that backend_info lists, to run on if on a GPU; 0 = any"]
+    pub preferred_device: u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of CmlConfig"][::core::mem::size_of::<CmlConfig>() - 56usize];
+    ["Size of CmlConfig"][::core::mem::size_of::<CmlConfig>() - 64usize];
     ["Alignment of CmlConfig"][::core::mem::align_of::<CmlConfig>() - 8usize];
     ["Offset of field: CmlConfig::size"][::core::mem::offset_of!(CmlConfig, size) - 0usize];
     ["Offset of field: CmlConfig::compute_units"][::core::mem::offset_of!(CmlConfig, compute_units) - 4usize];
@@ -154,6 +156,8 @@ const _: () = {
         [::core::mem::offset_of!(CmlConfig, reshape_frequency) - 48usize];
     ["Offset of field: CmlConfig::specialization"]
         [::core::mem::offset_of!(CmlConfig, specialization) - 52usize];
+    ["Offset of field: CmlConfig::preferred_device"]
+        [::core::mem::offset_of!(CmlConfig, preferred_device) - 56usize];
 };
 #[doc = " A file in memory."]
 #[repr(C)]
@@ -418,7 +422,7 @@ pub struct CmlBridge {
     pub struct_size: u32,
     #[doc = " the bridge's own; first argument of the slots that make things"]
     pub self_: *mut ::core::ffi::c_void,
-    #[doc = " JSON: {\"name\", \"version\", \"system\", \"dtypes\": \\[..\\], \"features\": \\[..\\], \"devices\": \\[..\\]}."]
+    #[doc = " JSON: {\"name\", \"version\", \"system\", \"dtypes\": \\[..\\], \"features\": \\[..\\], \"devices\": \\[..\\]}. A device is {\"kind\"} and, as\nfar as the system tells, \"name\", \"registry_id\" and \"cores\"."]
     pub backend_info: ::core::option::Option<
         unsafe extern "C" fn(
             self_: *mut ::core::ffi::c_void,

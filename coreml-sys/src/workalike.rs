@@ -57,6 +57,8 @@ unsafe extern "C" {
     pub safe fn cml_workalike_inject(what: c_int, nth: c_long);
     /// The method where the misbehaviour went off, or null.
     pub safe fn cml_workalike_injected() -> *const c_char;
+    /// The registry id of the GPU that the last load preferred, or 0.
+    pub safe fn cml_workalike_preferred() -> u64;
     /// Objects of the work-alike that are alive.
     pub safe fn cml_workalike_live_objects() -> c_long;
     /// Rules of Core ML that were broken.

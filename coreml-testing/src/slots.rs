@@ -515,6 +515,25 @@ pub(crate) fn table(fake: &'static Fake) -> CmlBridge {
     }
 }
 
+/// The registry id of the one GPU.
+const GPU: u64 = 4_294_967_303;
+
+/// Refuses a GPU that there is not, or that the compute units leave out.
+fn check_device(config: &CmlConfig) -> Answer<()> {
+    let CmlConfig { preferred_device, compute_units, .. } = *config;
+    if preferred_device == 0 {
+        return Ok(());
+    }
+    if compute_units != CML_COMPUTE_ALL && compute_units != CML_COMPUTE_CPU_AND_GPU {
+        return Err(invalid("a GPU is preferred, but the compute units leave none"));
+    }
+    if preferred_device != GPU {
+        let why = format!("there is no GPU with the registry id {preferred_device}");
+        return Err(Failure::Status(CML_UNSUPPORTED, why));
+    }
+    Ok(())
+}
+
 /// The fake of an entry, where a slot has no `self`.
 fn fake_of<H: Handle>(handle: *const H) -> Option<(&'static Fake, Arc<Entry>)> {
     find(handle).map(|entry| (entry.fake, entry))
@@ -538,7 +557,11 @@ unsafe extern "C" fn backend_info(
             "system": "test",
             "dtypes": dtypes,
             "features": [],
-            "devices": ["cpu"],
+            "devices": [
+                "cpu",
+                { "kind": "gpu", "name": "a fake GPU", "registry_id": GPU },
+                { "kind": "neural_engine", "cores": 16 },
+            ],
         });
         // SAFETY: the caller gives its own out-pointer.
         unsafe { set(json, hand_out::<CmlBlob>(fake, info.to_string().into_bytes())) };
@@ -634,6 +657,7 @@ unsafe extern "C" fn model_load(
         let config = unsafe { borrowed(config) }?;
         // SAFETY: and so does the function's name.
         let function = unsafe { text(config.function_name) }?;
+        check_device(config)?;
         let made = load(fake, path, function)?;
         // SAFETY: as above.
         unsafe { set(model, hand_out::<CmlModel>(fake, made)) };
@@ -683,6 +707,7 @@ unsafe extern "C" fn model_load_memory(
         }
         let path = std::str::from_utf8(specification);
         let path = path.map_err(|_| Failure::Status(CML_CORRUPT, "the model is damaged".to_owned()))?;
+        check_device(config)?;
         let made = load(fake, path, function)?;
         // SAFETY: as above.
         unsafe { set(model, hand_out::<CmlModel>(fake, made)) };
@@ -1067,6 +1092,7 @@ unsafe extern "C" fn model_load_async(
         let config = unsafe { borrowed(config) }?;
         // SAFETY: and so does the function's name.
         let function = unsafe { text(config.function_name) }?.to_owned();
+        check_device(config)?;
         let made = FakeRequest::new(Some(ending));
         let mine = Arc::clone(&made);
         let home = thread::current().id();
@@ -1222,8 +1248,11 @@ unsafe extern "C" fn compute_plan(
         let description = listed(fake, path)?;
         // SAFETY: the configuration and its names live for the call, or it is null.
         let function = match unsafe { config.as_ref() } {
-            // SAFETY: as above.
-            Some(config) => unsafe { text(config.function_name) }?,
+            Some(config) => {
+                check_device(config)?;
+                // SAFETY: as above.
+                unsafe { text(config.function_name) }?
+            }
             None => "",
         };
         let known = description.functions.iter().any(|name| name == function);

@@ -5,6 +5,7 @@
 
 #import <CoreVideo/CoreVideo.h>
 #import <Foundation/Foundation.h>
+#import <Metal/Metal.h>
 
 #include "coreml_bridge.h"
 
@@ -293,7 +294,9 @@ typedef NS_ENUM(NSInteger, MLSpecializationStrategy) {
   BOOL _low_precision;
   NSString *_function, *_display;
   MLOptimizationHints *_hints;
+  id<MTLDevice> _device;
 }
+@property(readwrite, nonatomic, nullable, retain) id<MTLDevice> preferredMetalDevice;
 @property(readwrite, nonatomic, copy) MLOptimizationHints *optimizationHints;
 @property(readwrite, nonatomic) MLComputeUnits computeUnits;
 @property(readwrite, nonatomic) BOOL allowLowPrecisionAccumulationOnGPU;
@@ -450,8 +453,10 @@ WORKALIKE_PART(MLModelStructure, NSObject)
 @interface MLCPUComputeDevice : NSObject <MLComputeDeviceProtocol>
 @end
 @interface MLGPUComputeDevice : NSObject <MLComputeDeviceProtocol>
+@property(readonly, nonatomic) id<MTLDevice> metalDevice;
 @end
 @interface MLNeuralEngineComputeDevice : NSObject <MLComputeDeviceProtocol>
+@property(readonly, nonatomic) NSInteger totalCoreCount;
 @end
 NSArray<id<MLComputeDeviceProtocol>> *MLAllComputeDevices(void);
 

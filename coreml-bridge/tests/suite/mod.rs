@@ -2,6 +2,7 @@
 
 use std::{
     error::Error as _,
+    num::NonZeroU64,
     pin::pin,
     sync::{
         Arc, Mutex,
@@ -13,9 +14,9 @@ use std::{
 };
 
 use coreml_bridge::{
-    Bridge, Config, CoreMlHandle, Dtype, Error, Features, Kind, LogLevel, PredictOptions, ReshapeFrequency,
-    Role, Specialization, Status, Tensor, Value, get_model_handle, register_model, register_model_as,
-    unload_model,
+    Bridge, ComputeUnits, Config, CoreMlHandle, Dtype, Error, Features, Kind, LogLevel, PredictOptions,
+    ReshapeFrequency, Role, Specialization, Status, Tensor, Value, get_model_handle, register_model,
+    register_model_as, unload_model,
 };
 
 /// A bridge, and a model of it with one tensor as input and at least one tensor among its outputs.
@@ -287,6 +288,45 @@ pub(crate) fn hints_change_no_answer(subject: &Subject) {
     let model = subject.bridge.load(&subject.path, &config).unwrap();
     subject.assert_expected(&model.predict(&subject.inputs()).unwrap());
     subject.bridge.compute_plan(&subject.path, &config).unwrap();
+}
+
+pub(crate) fn a_preferred_device_is_used_or_refused(subject: &Subject) {
+    let devices = subject.bridge.info().unwrap().devices;
+    let load = |id, compute_units| {
+        let config = Config { preferred_device: Some(id), compute_units, ..Config::default() };
+        subject.bridge.load(&subject.path, &config)
+    };
+    for id in devices.iter().filter_map(|device| device.registry_id) {
+        for units in [ComputeUnits::All, ComputeUnits::CpuAndGpu] {
+            subject.assert_expected(&load(id, units).unwrap().predict(&subject.inputs()).unwrap());
+        }
+        let error = load(id, ComputeUnits::CpuAndNeuralEngine).unwrap_err();
+        assert!(
+            matches!(&error, Error::Load { source, .. } if source.status == Status::InvalidArgument),
+            "{error:?}"
+        );
+    }
+    let nobody = NonZeroU64::new(u64::MAX - 6).unwrap();
+    let error = load(nobody, ComputeUnits::All).unwrap_err();
+    assert!(matches!(&error, Error::Unsupported { .. }), "{error:?}");
+    let config = Config { preferred_device: Some(nobody), ..Config::default() };
+    let refused = [
+        subject.bridge.compute_plan(&subject.path, &config).map(|_| ()).unwrap_err(),
+        subject
+            .bridge
+            .load_memory(&subject.specification, &subject.files(), &config)
+            .map(|_| ())
+            .unwrap_err(),
+        subject
+            .bridge
+            .load_async(&subject.path, &config)
+            .and_then(|load| load.wait())
+            .map(|_| ())
+            .unwrap_err(),
+    ];
+    for error in refused {
+        assert!(matches!(&error, Error::Unsupported { .. }), "{error:?}");
+    }
 }
 
 pub(crate) fn an_output_into_given_memory_is_the_same_output(subject: &Subject) {
@@ -686,6 +726,7 @@ macro_rules! mount {
             the_structure_of_a_model_names_what_it_computes
             a_compute_plan_is_the_structure_with_places
             hints_change_no_answer
+            a_preferred_device_is_used_or_refused
             an_output_into_given_memory_is_the_same_output
             shared_memory_given_for_an_output_is_never_written
             a_registered_model_is_found_on_its_thread_only
