@@ -1109,7 +1109,8 @@ fn only_so_many_unloaded_models_are_remembered() {
     let first = unload("first".to_owned());
     let ask = |model_ref| block_on(client.enqueue_inference(InferenceRequest::new(model_ref, number(1))));
     assert!(matches!(ask(first), Err(Error::Unloaded { .. })));
-    let last = (0..crate::runtime::Tombstones::MOST).map(|n| unload(n.to_string())).last().unwrap();
+    let others: Vec<_> = (0..crate::runtime::Tombstones::MOST).map(|n| unload(n.to_string())).collect();
+    let last = others[others.len() - 1];
     assert!(matches!(ask(last), Err(Error::Unloaded { .. })));
     assert!(matches!(ask(first), Err(Error::ModelNotFound { .. })));
     assert_eq!((client.stats().outcomes.closed, client.stats().outcomes.rejected), (2, 1));
