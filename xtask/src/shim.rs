@@ -53,11 +53,11 @@ pub(crate) fn run(root: &Path, known: Option<&Path>) -> Result<()> {
     })?;
     // Not part of the time: what cargo builds for it has its own.
     let (built, before) = (Instant::now(), worked());
-    build_suites(root)?;
+    let programs = build_suites(root)?;
     let (building, compiling) = (built.elapsed(), before.zip(worked()).map(|(before, after)| after - before));
     report.step(
         "the suites of all bridges, the bridge's and the client's, pass on shim, engine and fake",
-        || check_suites(root),
+        || check_suites(root, &programs),
     )?;
     let caught = Mutex::new(Vec::new());
     report.step("each planted fault is caught", || {
@@ -423,38 +423,49 @@ fn gaps(declared: &BTreeSet<String>, file: &str, mounts: usize, listing: &str) -
     gaps
 }
 
-/// Builds them, and runs none.
-fn build_suites(root: &Path) -> Result<()> {
-    for (package, files) in SUITES {
-        let mut cargo = Command::new("cargo");
-        cargo.current_dir(root).args(["test", "--quiet", "--no-run", "-p", package, "--features", "objc"]);
-        for (file, _) in files {
-            cargo.args(["--test", file]);
-        }
-        output(&mut cargo)?;
+/// Builds the files of all suites; their programs, by package and file. In one go, and of the whole workspace, so that features are
+/// those of its tests and nothing below is built twice.
+fn build_suites(root: &Path) -> Result<BTreeMap<(String, String), PathBuf>> {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(root).args(["test", "--workspace", "--quiet", "--no-run", "--message-format=json"]);
+    let mut files = BTreeSet::from(["objc"]);
+    for (package, mounts) in SUITES {
+        cargo.args(["--features", &format!("{package}/objc")]);
+        files.extend(mounts.iter().map(|(file, _)| *file));
     }
-    Ok(())
+    for file in files {
+        cargo.args(["--test", file]);
+    }
+    let mut programs = BTreeMap::new();
+    for line in output(&mut cargo)?.lines() {
+        let built: serde_json::Value = serde_json::from_str(line)?;
+        let (package, file) = (built["manifest_path"].as_str(), built["target"]["name"].as_str());
+        if let (Some(package), Some(file), Some(program)) = (package, file, built["executable"].as_str()) {
+            let package = Path::new(package).parent().context("a manifest is in a folder")?;
+            programs.insert((file_name(package)?, file.to_owned()), PathBuf::from(program));
+        }
+    }
+    Ok(programs)
 }
 
 /// Runs the suites on the shim, the engine and the fake; all must run all of them.
-fn check_suites(root: &Path) -> Result<()> {
+fn check_suites(root: &Path, programs: &BTreeMap<(String, String), PathBuf>) -> Result<()> {
+    let run = |package: &str, file: &str, arguments: &[&str]| {
+        let program = programs.get(&(package.to_owned(), file.to_owned()));
+        let program = program.with_context(|| format!("{package} has no tests {file}"))?;
+        output(Command::new(program).current_dir(root.join(package)).args(arguments))
+    };
     for (package, files) in SUITES {
         let suite = fs::read_to_string(root.join(package).join("tests/suite/mod.rs"))?;
         let declared = declared(&suite);
         ensure!(declared.len() > 20, "{package}: a suite of {} tests only is read wrongly", declared.len());
-        let cargo = |file: &str, arguments: &[&str]| {
-            let mut cargo = Command::new("cargo");
-            cargo.current_dir(root).args(["test", "--quiet", "-p", package, "--features", "objc"]);
-            output(cargo.args(["--test", file]).args(arguments))
-        };
         for (file, mounts) in files {
-            let gaps = gaps(&declared, file, *mounts, &cargo(file, &["--", "--list"])?);
+            let gaps = gaps(&declared, file, *mounts, &run(package, file, &["--list"])?);
             ensure!(gaps.is_empty(), "{package}: {}", gaps.join("\n"));
-            cargo(file, &[])?;
+            run(package, file, &[])?;
         }
     }
-    let objc = ["test", "--quiet", "-p", "coreml-bridge", "--features", "objc", "--test", "objc"];
-    output(Command::new("cargo").current_dir(root).args(objc)).map(drop)
+    run("coreml-bridge", "objc", &[]).map(drop)
 }
 
 // ---- what Apple declares ----
