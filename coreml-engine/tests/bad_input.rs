@@ -71,6 +71,16 @@ fn an_unknown_op_is_named_with_its_output_and_the_model() {
     assert!(text.contains("transmogrify") && text.contains("test.mlpackage") && text.contains('`'), "{text}");
 }
 
+/// The lowering of networks has ops of its own, which are no part of any opset.
+#[test]
+fn the_engines_own_ops_have_no_name_in_a_file() {
+    for name in ["#integers", "#custom"] {
+        let bytes = changed(|model| operations(model).last_mut().unwrap().r#type = name.into());
+        let text = report(&load_bytes(&bytes).unwrap_err());
+        assert!(text.contains(&format!("`{name}`")) && text.contains("unknown op"), "{text}");
+    }
+}
+
 #[test]
 fn a_weight_beyond_the_file_is_refused() {
     let bytes = changed(|model| {

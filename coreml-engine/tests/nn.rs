@@ -342,6 +342,71 @@ fn a_layer_that_cannot_be_is_refused_at_load() {
     assert!(error.contains("permutes no"), "{error}");
 }
 
+/// Blobs are floats, so an index may be one that is no integer. As 0 it would name the first row: a wrong answer.
+#[test]
+fn an_index_that_is_no_integer_is_refused_and_the_session_stays_usable() {
+    let cases = cases();
+    for (name, index) in [
+        ("embedding", "x"),
+        ("embeddingND", "x"),
+        ("gather", "x1"),
+        ("gatherND", "x1"),
+        ("gatherAlongAxis", "x1"),
+        ("scatter_update", "x1"),
+        ("scatterND", "x1"),
+        ("scatterAlongAxis", "x1"),
+        ("oneHot", "x"),
+        ("reverseSeq", "x1"),
+        ("sliceBySize", "x1"),
+        ("tile_computed", "x1"),
+        ("topK_computed", "x1"),
+    ] {
+        let model = Model::load(folder().join(format!("{name}.mlmodel")), &LoadOptions::default()).unwrap();
+        let mut session = model.session(NonZeroUsize::MIN);
+        let inputs = cases[name]["inputs"].as_object().unwrap();
+        for (wrong, words) in [(f32::NAN, "NaN"), (f32::NEG_INFINITY, "-inf"), (1e10, "10000000000")] {
+            let mut given: Vec<_> = inputs.iter().map(|(k, v)| (k.as_str(), Given::of(v))).collect();
+            let at = given.iter().position(|(name, _)| *name == index);
+            let at = at.unwrap_or_else(|| panic!("{name} has {:?}", inputs.keys()));
+            match &mut given[at].1 {
+                Given::Array(_, Elements::Float32(data)) => data[0] = wrong,
+                Given::Array(_, Elements::Float64(data)) => data[0] = wrong.into(),
+                _ => panic!("{name}"),
+            }
+            let inputs: Vec<_> = given.iter().map(|(name, given)| (*name, given.input())).collect();
+            let answer = session.predict(&inputs, None, &[]);
+            let error = answer.map_err(|error| report(&error)).expect_err(name);
+            let expected = format!("element 0 is {words} where a 32-bit integer is expected");
+            assert!(error.ends_with(&expected), "{name}: {error}");
+        }
+        let given: Vec<_> = inputs.iter().map(|(k, v)| (k.as_str(), Given::of(v))).collect();
+        let inputs: Vec<_> = given.iter().map(|(name, given)| (*name, given.input())).collect();
+        assert!(session.predict(&inputs, None, &[]).is_ok(), "{name}");
+    }
+}
+
+/// A bound beyond every dimension means the end, as converters write it; NaN means nothing.
+#[test]
+fn a_bound_of_a_slice_may_be_too_large_but_not_nan() {
+    let case = &cases()["sliceDynamic"];
+    let model = Model::load(folder().join("sliceDynamic.mlmodel"), &LoadOptions::default()).unwrap();
+    let mut session = model.session(NonZeroUsize::MIN);
+    let mut answer = |end: f32| {
+        let inputs = case["inputs"].as_object().unwrap();
+        let mut given: Vec<_> = inputs.iter().map(|(k, v)| (k.as_str(), Given::of(v))).collect();
+        let end_of = given.iter_mut().find(|(name, _)| *name == "x2");
+        let Some((_, Given::Array(_, Elements::Float32(data)))) = end_of else {
+            panic!("{:?}", inputs.keys())
+        };
+        data[0] = end;
+        let inputs: Vec<_> = given.iter().map(|(name, given)| (*name, given.input())).collect();
+        session.predict(&inputs, None, &[]).map_err(|error| report(&error))
+    };
+    assert_eq!(answer(2_147_483_648.0).unwrap()[0].1, answer(1000.0).unwrap()[0].1);
+    let error = answer(f32::NAN).unwrap_err();
+    assert!(error.ends_with("element 0 is NaN where a 32-bit integer is expected"), "{error}");
+}
+
 /// A condition is lowered twice for each loop, so loops in conditions double; so do shapes that change at every level. Both must
 /// be refused long before they take the memory.
 #[test]

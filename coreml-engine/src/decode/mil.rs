@@ -191,6 +191,11 @@ impl Decoder<'_> {
 
     fn op(&mut self, op: &mil::Operation, depth: usize) -> Result<Op, DecodeError> {
         let output = op.outputs.first().map(|o| o.name.clone()).unwrap_or_default();
+        // The names of ops that only the engine's own lowering makes.
+        if op.r#type.starts_with('#') {
+            let source = OpError::Unknown { opset: self.function.opset.name().into() };
+            return Err(DecodeError::Op { op: op.r#type.clone(), output, source });
+        }
         let mut arguments = Vec::with_capacity(op.inputs.len());
         let mut names: Vec<_> = op.inputs.keys().collect();
         names.sort();

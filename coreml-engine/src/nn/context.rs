@@ -6,6 +6,7 @@ use rten_tensor::Tensor;
 
 use crate::error::OpError;
 use crate::ir::{Argument, Constant, Function, Op, Type, ValueId};
+use crate::ops::integers::{INTEGERS, integer};
 use crate::types::{DType, TensorType, element_count};
 use crate::value::Value;
 
@@ -329,12 +330,24 @@ impl Context<'_> {
         blob
     }
 
-    /// A blob as integers (towards zero).
+    /// A blob as integers (towards zero). What is none, NaN first of all, fails the prediction: it would index something wrong.
     pub(super) fn integers(&mut self, x: &Blob) -> ValueId {
         match x.source {
             Some((id, DType::I32)) => id,
-            _ => self.op1("cast", [("x", x.into()), ("dtype", "int32".into())], DType::I32, x.dims.clone()),
+            _ => self.op1(INTEGERS.name, [("x", x.into())], DType::I32, x.dims.clone()),
         }
+    }
+
+    /// As [`Context::integers`], for the bounds of a slice: one beyond 32 bits means the end, as converters write it.
+    pub(super) fn bounds(&mut self, x: &Blob) -> ValueId {
+        if let Some((id, DType::I32)) = x.source {
+            return id;
+        }
+        // The greatest float below 2^31. Clipping keeps NaN.
+        let arguments =
+            [("x", x.into()), ("alpha", (i32::MIN as f32).into()), ("beta", 2_147_483_520.0.into())];
+        let x = self.op("clip", arguments, x.dims.clone());
+        self.integers(&x)
     }
 
     /// A blob as booleans: whether it is not 0.
@@ -354,6 +367,16 @@ impl Context<'_> {
     pub(super) fn known_ints(&self, x: &Blob, what: &str) -> Result<Vec<i32>, OpError> {
         let values =
             self.constant_of(x).ok_or_else(|| unsupported(format!("{what} that the network computes")))?;
+        let wrong = |why| invalid(format!("{what} that is {why}"));
+        values.into_iter().map(|x| integer(x).map_err(wrong)).collect()
+    }
+
+    /// As [`Context::known_ints`], for the bounds of a slice.
+    pub(super) fn known_bounds(&self, x: &Blob) -> Result<Vec<i32>, OpError> {
+        let values = self.constant_of(x).ok_or_else(|| unsupported("a bound that the network computes"))?;
+        if values.iter().any(|x| x.is_nan()) {
+            return Err(invalid("a bound that is NaN"));
+        }
         Ok(values.into_iter().map(|x| x as i32).collect())
     }
 

@@ -118,9 +118,9 @@ fn slice_dynamic(cx: &mut Context<'_>, p: &spec::SliceDynamicLayerParams) -> Res
     fn leading<T>(list: &[T], rank: usize) -> &[T] {
         &list[..rank.min(list.len())]
     }
-    let bound = |cx: &mut Context<'_>, blob: &Blob| match cx.known_ints(blob, "a bound") {
+    let bound = |cx: &mut Context<'_>, blob: &Blob| match cx.known_bounds(blob) {
         Ok(known) => Ok(known),
-        Err(_) => Err(Arg::Id(cx.integers(blob))),
+        Err(_) => Err(Arg::Id(cx.bounds(blob))),
     };
     let begin = bound(cx, &inputs[1]);
     let end = match inputs.get(2) {

@@ -21,6 +21,7 @@ mod custom;
 pub(crate) mod elementwise_binary;
 pub(crate) mod elementwise_unary;
 pub(crate) mod image_resizing;
+pub(crate) mod integers;
 pub(crate) mod linear;
 pub(crate) mod list;
 pub(crate) mod normalization;
@@ -108,7 +109,7 @@ pub(crate) fn find(name: &str, opset: Opset) -> Option<&'static OpDef> {
     use std::collections::HashMap;
     use std::sync::LazyLock;
     static BY_NAME: LazyLock<HashMap<&'static str, &'static OpDef>> = LazyLock::new(|| {
-        let ops = FAMILIES.iter().flat_map(|f| f.ops).chain([&custom::CUSTOM]);
+        let ops = FAMILIES.iter().flat_map(|f| f.ops).chain([&custom::CUSTOM, &integers::INTEGERS]);
         ops.map(|op| (op.name, op)).collect()
     });
     BY_NAME.get(name).copied().filter(|op| op.opsets.first().is_some_and(|&first| first <= opset))
