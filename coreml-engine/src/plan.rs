@@ -130,6 +130,7 @@ impl Plan {
         block.outputs = outputs.iter().map(|(_, id)| *id).collect();
         let mut states = HashMap::new();
         let mut state_ports = Vec::new();
+        let mut state_elements = 0_usize;
         for (name, id) in inputs.iter().chain(&outputs) {
             if let Type::List(_) = &function.value(*id).ty {
                 return Err(DecodeError::Unsupported(format!(
@@ -144,6 +145,17 @@ impl Plan {
                     return Err(DecodeError::corrupt(
                         format!("state `{name}`"),
                         format!("{ty} is over the limit"),
+                    ));
+                }
+                // A state's memory is asked for by whoever makes one, and nothing is counted then.
+                state_elements = state_elements.saturating_add(element_count(&shape).unwrap_or(usize::MAX));
+                if state_elements > limits.total_elements {
+                    return Err(DecodeError::corrupt(
+                        format!("state `{name}`"),
+                        format!(
+                            "the states together are over the limit of {} elements",
+                            limits.total_elements
+                        ),
                     ));
                 }
                 states.insert(*id, state_ports.len());

@@ -3,14 +3,48 @@
 
 mod common;
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 
 use common::{array, load, predict, report, repository};
 use coreml_engine::{Elements, Limits, LoadError, LoadOptions, Model, PredictError, SharedBytes};
 use coreml_proto::proto as spec;
 use coreml_proto::proto::mil_spec as mil;
 use prost::Message;
+
+/// Remembers the largest block that each thread asked for.
+struct Watching;
+
+thread_local! {
+    static LARGEST: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: every call is passed on to the system's allocator unchanged; the cell has no destructor and allocates nothing.
+unsafe impl GlobalAlloc for Watching {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LARGEST.with(|largest| largest.set(largest.get().max(layout.size())));
+        // SAFETY: the caller's layout, unchanged.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: `pointer` is from `alloc`, which is the system's.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Watching = Watching;
+
+/// What `work` returns, and the largest block that it asked for on this thread.
+fn largest_block_of<R>(work: impl FnOnce() -> R) -> (R, usize) {
+    LARGEST.set(0);
+    let made = work();
+    (made, LARGEST.get())
+}
 
 const PACKAGE: &str = "models/digits/digits-f32.mlpackage";
 
@@ -111,8 +145,53 @@ fn a_constant_of_2_to_the_60_elements_is_refused_without_allocating_them() {
             }
         }
     });
-    let error = load_bytes(&bytes).unwrap_err();
-    assert!(matches!(error, LoadError::Corrupt { .. }), "{error}");
+    let (refused, largest) = largest_block_of(|| load_bytes(&bytes).unwrap_err());
+    assert!(matches!(refused, LoadError::Corrupt { .. }), "{refused}");
+    assert!(largest < 1 << 20, "a block of {largest} bytes");
+}
+
+/// The specification with that many states of that many elements each, which nothing uses.
+fn with_states(count: usize, elements: u64) -> Vec<u8> {
+    changed(|model| {
+        let Some(spec::model::Type::MlProgram(program)) = &mut model.r#type else { panic!("a program") };
+        let size = mil::dimension::ConstantDimension { size: elements };
+        let dimension = mil::Dimension { dimension: Some(mil::dimension::Dimension::Constant(size)) };
+        let tensor = mil::TensorType {
+            data_type: mil::DataType::Float16.into(),
+            rank: 1,
+            dimensions: vec![dimension],
+            ..Default::default()
+        };
+        let tensor = mil::ValueType { r#type: Some(mil::value_type::Type::TensorType(tensor)) };
+        let state = mil::StateType { wrapped_type: Some(Box::new(tensor)) };
+        let ty = mil::ValueType { r#type: Some(mil::value_type::Type::StateType(Box::new(state))) };
+        let function = program.functions.get_mut("main").unwrap();
+        function.inputs.extend(
+            (0..count).map(|i| mil::NamedValueType { name: format!("state{i}"), r#type: Some(ty.clone()) }),
+        );
+        let array = spec::ArrayFeatureType {
+            shape: vec![i64::try_from(elements).unwrap()],
+            data_type: spec::array_feature_type::ArrayDataType::Float16.into(),
+            ..Default::default()
+        };
+        let kind = spec::state_feature_type::Type::ArrayType(array);
+        let kind = spec::feature_type::Type::StateType(spec::StateFeatureType { r#type: Some(kind) });
+        let kind = spec::FeatureType { r#type: Some(kind), ..Default::default() };
+        model.description.as_mut().unwrap().state.extend((0..count).map(|i| spec::FeatureDescription {
+            name: format!("state{i}"),
+            r#type: Some(kind.clone()),
+            ..Default::default()
+        }));
+    })
+}
+
+#[test]
+fn states_that_together_are_over_the_limit_are_refused() {
+    let few = load_bytes(&with_states(3, 8)).map_err(|error| report(&error)).unwrap();
+    assert_eq!(few.description().states.len(), 3);
+    drop(few.new_state());
+    let text = report(&load_bytes(&with_states(100, 1 << 28)).unwrap_err());
+    assert!(text.contains("`state2`") && text.contains("the states together are over the limit"), "{text}");
 }
 
 #[test]
@@ -196,5 +275,92 @@ fn truncated_and_flipped_files_never_panic() {
         let image = Elements::Float32(vec![0.5; 64]);
         let mut session = model.session(NonZeroUsize::MIN);
         drop(session.predict(&[("image", array(&[1, 1, 8, 8], &image))], None, &[]));
+    }
+}
+
+/// A copy of the package in a folder of its own, which goes with it.
+struct Copy(PathBuf);
+
+impl Copy {
+    fn new(name: &str) -> Self {
+        let root = std::env::temp_dir().join(format!("coreml-{name}-{}.mlpackage", std::process::id()));
+        for file in [MANIFEST, "Data/com.apple.CoreML/model.mlmodel", WEIGHTS] {
+            let to = root.join(file);
+            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+            std::fs::copy(repository(PACKAGE).join(file), to).unwrap();
+        }
+        Self(root)
+    }
+
+    /// Loads with other bytes in one of the files, and predicts if that goes.
+    fn answer(&self, file: &str, bytes: &[u8]) -> Result<(), String> {
+        std::fs::write(self.0.join(file), bytes).unwrap();
+        let model = Model::load(&self.0, &LoadOptions::default()).map_err(|error| report(&error))?;
+        let image = Elements::Float32(vec![0.5; 64]);
+        let answer =
+            model.session(NonZeroUsize::MIN).predict(&[("image", array(&[1, 1, 8, 8], &image))], None, &[]);
+        answer.map(drop).map_err(|error| report(&error))
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+const MANIFEST: &str = "Manifest.json";
+const WEIGHTS: &str = "Data/com.apple.CoreML/weights/weight.bin";
+
+/// A weight file that ends too early, or whose headers are damaged, is an error; other bits are other weights. Nothing panics, and
+/// nothing large is asked for.
+#[test]
+fn damaged_weight_files_are_refused_or_are_other_weights() {
+    let copy = Copy::new("weights");
+    let good = std::fs::read(repository(PACKAGE).join(WEIGHTS)).unwrap();
+    let ((), largest) = largest_block_of(|| {
+        for end in (0..good.len()).step_by(good.len() / 40 + 1) {
+            copy.answer(WEIGHTS, &good[..end]).expect_err("a weight file that ends too early");
+        }
+        let mut refused = 0;
+        // The headers are in the first bytes of the file and of each blob: all of the former, and some of everywhere.
+        for byte in (0..128).chain((128..good.len()).step_by(good.len() / 200 + 1)) {
+            let mut bytes = good.clone();
+            bytes[byte] ^= 1 << (byte % 8);
+            refused += usize::from(copy.answer(WEIGHTS, &bytes).is_err());
+        }
+        assert!(refused > 0, "no damage of the headers was noticed");
+    });
+    assert!(largest < good.len() * 8 + (1 << 20), "a block of {largest} bytes for a file of {}", good.len());
+}
+
+#[test]
+fn damaged_manifests_are_refused_or_name_the_same_model() {
+    let copy = Copy::new("manifest");
+    let good = std::fs::read(repository(PACKAGE).join(MANIFEST)).unwrap();
+    let end = good.iter().rposition(|&byte| byte == b'}').unwrap();
+    for end in 0..end {
+        let error = copy.answer(MANIFEST, &good[..end]).unwrap_err();
+        assert!(error.contains("Manifest.json"), "{error}");
+    }
+    for bit in (0..good.len() * 8).step_by(5) {
+        let mut bytes = good.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        drop(copy.answer(MANIFEST, &bytes));
+    }
+}
+
+#[test]
+fn a_manifest_leads_to_nothing_outside_the_package() {
+    let copy = Copy::new("escape");
+    let good = std::fs::read_to_string(repository(PACKAGE).join(MANIFEST)).unwrap();
+    let inside = "com.apple.CoreML/model.mlmodel";
+    assert!(good.contains(inside));
+    for outside in ["../../secret", "/etc/passwd", "com.apple.CoreML/../../../secret", "./secret"] {
+        let error = copy.answer(MANIFEST, good.replace(inside, outside).as_bytes()).unwrap_err();
+        assert!(
+            error.contains("Manifest.json") && error.contains("leaves the package"),
+            "{outside}: {error}"
+        );
     }
 }
