@@ -37,10 +37,11 @@ enum Verb {
     },
     /// Run a model once.
     #[command(after_help = "Examples:\n  \
-        coreml predict model.mlpackage --input image=digit.npy\n  \
+        coreml predict models/digits/digits.mlpackage --input image=models/digits/seven.png\n  \
         coreml predict model.mlmodel --input image=cat.png --input threshold=0.5.json --output out/\n\n\
         A file ending in .npy is a NumPy array, .json a number, a string, a list or an object; .png, .jpg and .jpeg are\n\
-        pictures, which become what the model takes: an image of its size, or a tensor [.., C, H, W] of values 0 to 1.")]
+        pictures, which become what the model takes: an image of its size, or a tensor [.., C, H, W] of values 0 to 1.\n\
+        The states of a stateful model are empty at first.")]
     Predict {
         #[command(flatten)]
         model: ModelArguments,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use coreml_bridge::{CoreMlHandle, Features};
+use coreml_bridge::{CoreMlHandle, Features, PredictOptions};
 
 use crate::inspect::words;
 use crate::values;
@@ -18,7 +18,13 @@ pub(crate) fn run(
 ) -> anyhow::Result<()> {
     let features = read(handle, inputs)?;
     let start = Instant::now();
-    let outputs = handle.predict(&features)?;
+    // One prediction from the beginning: a stateful model's memory starts empty.
+    let mut state = match handle.description().states[..] {
+        [] => None,
+        [..] => Some(handle.new_state()?),
+    };
+    let options = PredictOptions { state: state.as_mut(), ..PredictOptions::default() };
+    let outputs = handle.predict_with(&features, options)?.outputs;
     let elapsed = start.elapsed();
     if let Some(folder) = output {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;

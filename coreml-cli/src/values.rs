@@ -34,35 +34,65 @@ fn read_npy(path: &Path, kind: &FeatureKind) -> anyhow::Result<Value> {
         bail!("the array is in Fortran order; save it with numpy.ascontiguousarray");
     }
     let npyz::DType::Plain(found) = npy.dtype() else { bail!("structured arrays are not supported") };
-    let tensor = match found.to_string().trim_start_matches(['<', '|', '=']) {
-        "f4" => Tensor::from_vec(&shape, npy.into_vec::<f32>()?)?,
-        "f8" => Tensor::from_vec(&shape, npy.into_vec::<f64>()?)?,
-        "f2" => Tensor::from_vec(&shape, npy.into_vec::<coreml_bridge::f16>()?)?,
-        "i4" => Tensor::from_vec(&shape, npy.into_vec::<i32>()?)?,
-        "i1" => Tensor::from_vec(&shape, npy.into_vec::<i8>()?)?,
-        "i8" => {
-            let narrow = npy.into_vec::<i64>()?.into_iter().map(i32::try_from).collect::<Result<Vec<_>, _>>();
-            Tensor::from_vec(&shape, narrow.context("an int64 value does not fit int32")?)?
-        }
-        "u1" => Tensor::from_vec(&shape, npy.into_vec::<u8>()?.into_iter().map(i32::from).collect())?,
+    let numbers = match found.to_string().trim_start_matches(['<', '|', '=']) {
+        "f4" => Numbers::Floats(Tensor::from_vec(&shape, npy.into_vec::<f32>()?)?),
+        "f8" => Numbers::Floats(Tensor::from_vec(&shape, npy.into_vec::<f64>()?)?),
+        "f2" => Numbers::Floats(Tensor::from_vec(&shape, npy.into_vec::<coreml_bridge::f16>()?)?),
+        "i8" => Numbers::Integers(npy.into_vec()?),
+        "i4" => Numbers::Integers(npy.into_vec::<i32>()?.into_iter().map(i64::from).collect()),
+        "i1" => Numbers::Integers(npy.into_vec::<i8>()?.into_iter().map(i64::from).collect()),
+        "u1" => Numbers::Integers(npy.into_vec::<u8>()?.into_iter().map(i64::from).collect()),
         other => bail!("element type {other} is not supported"),
     };
-    match kind {
-        FeatureKind::Tensor(spec) => Ok(Value::Tensor(convert(&tensor, spec.dtype)?)),
-        FeatureKind::Int64 | FeatureKind::Double if tensor.len() == 1 => {
-            let x = tensor.cast(Dtype::Float64).to_vec::<f64>()?[0];
-            Ok(if matches!(kind, FeatureKind::Int64) { Value::Int64(x as i64) } else { Value::Double(x) })
+    Ok(match (kind, numbers) {
+        (FeatureKind::Tensor(spec), Numbers::Integers(all)) => {
+            Value::Tensor(integers(&shape, &all, spec.dtype)?)
+        }
+        (FeatureKind::Tensor(spec), Numbers::Floats(tensor)) => Value::Tensor(floats(&tensor, spec.dtype)?),
+        (FeatureKind::Int64, Numbers::Integers(all)) if all.len() == 1 => Value::Int64(all[0]),
+        (FeatureKind::Double, Numbers::Integers(all)) if all.len() == 1 => Value::Double(all[0] as f64),
+        (FeatureKind::Double, Numbers::Floats(tensor)) if tensor.len() == 1 => {
+            Value::Double(tensor.cast(Dtype::Float64).to_vec::<f64>()?[0])
+        }
+        (FeatureKind::Int64, Numbers::Floats(tensor)) => {
+            bail!("the array has {} elements, the model takes an integer", tensor.dtype())
+        }
+        (FeatureKind::Int64 | FeatureKind::Double, _) => {
+            bail!("the array has the shape {shape:?}, the model takes one number")
         }
         _ => bail!("an array cannot become that"),
-    }
+    })
 }
 
-/// Converts between types of a kind; a float never silently becomes an integer.
-fn convert(tensor: &Tensor, dtype: Dtype) -> anyhow::Result<Tensor> {
-    if tensor.dtype().is_float() && !dtype.is_float() {
+/// What an array holds: integers as they are, because a float does not hold all of them.
+enum Numbers {
+    Integers(Vec<i64>),
+    Floats(Tensor),
+}
+
+/// Floats of another width; a float never silently becomes an integer.
+fn floats(tensor: &Tensor, dtype: Dtype) -> anyhow::Result<Tensor> {
+    if !dtype.is_float() {
         bail!("the array has {} elements, the model takes {dtype}", tensor.dtype());
     }
     Ok(tensor.cast(dtype))
+}
+
+/// Integers in the type that the model takes, if they fit it.
+fn integers(shape: &[usize], all: &[i64], dtype: Dtype) -> anyhow::Result<Tensor> {
+    fn narrow<T: Element + TryFrom<i64>>(
+        shape: &[usize],
+        all: &[i64],
+        dtype: Dtype,
+    ) -> anyhow::Result<Tensor> {
+        let fit = |&x: &i64| T::try_from(x).ok().with_context(|| format!("{x} does not fit {dtype}"));
+        Ok(Tensor::from_vec(shape, all.iter().map(fit).collect::<anyhow::Result<Vec<T>>>()?)?)
+    }
+    match dtype {
+        Dtype::Int32 => narrow::<i32>(shape, all, dtype),
+        Dtype::Int8 => narrow::<i8>(shape, all, dtype),
+        _ => Ok(Tensor::from_vec(shape, all.iter().map(|&x| x as f64).collect())?.cast(dtype)),
+    }
 }
 
 fn read_json(path: &Path, kind: &FeatureKind) -> anyhow::Result<Value> {
@@ -71,7 +101,7 @@ fn read_json(path: &Path, kind: &FeatureKind) -> anyhow::Result<Value> {
         FeatureKind::Int64 => Value::Int64(json.as_i64().context("expected an integer")?),
         FeatureKind::Double => Value::Double(json.as_f64().context("expected a number")?),
         FeatureKind::String => json.as_str().context("expected a string")?.into(),
-        FeatureKind::Tensor(spec) => Value::Tensor(json_tensor(&json, spec)?),
+        FeatureKind::Tensor(spec) => Value::Tensor(json_tensor(&json, spec.dtype)?),
         FeatureKind::Dictionary(spec) => {
             let members = json.as_object().context("expected an object")?;
             let number = |x: &Json| x.as_f64().context("expected numbers as values");
@@ -114,8 +144,13 @@ fn read_json(path: &Path, kind: &FeatureKind) -> anyhow::Result<Value> {
 }
 
 /// Nested lists of numbers.
-fn json_tensor(json: &Json, spec: &TensorSpec) -> anyhow::Result<Tensor> {
-    fn flatten(json: &Json, depth: usize, shape: &mut Vec<usize>, out: &mut Vec<f64>) -> anyhow::Result<()> {
+fn json_tensor(json: &Json, dtype: Dtype) -> anyhow::Result<Tensor> {
+    fn flatten<'j>(
+        json: &'j Json,
+        depth: usize,
+        shape: &mut Vec<usize>,
+        out: &mut Vec<&'j serde_json::Number>,
+    ) -> anyhow::Result<()> {
         match json {
             Json::Array(elements) => {
                 if shape.len() == depth {
@@ -127,7 +162,7 @@ fn json_tensor(json: &Json, spec: &TensorSpec) -> anyhow::Result<Tensor> {
                 elements.iter().try_for_each(|element| flatten(element, depth + 1, shape, out))
             }
             other if depth == shape.len() => {
-                out.push(other.as_f64().context("expected numbers")?);
+                out.push(other.as_number().context("expected numbers")?);
                 Ok(())
             }
             _ => bail!("a number where a list is expected"),
@@ -135,10 +170,21 @@ fn json_tensor(json: &Json, spec: &TensorSpec) -> anyhow::Result<Tensor> {
     }
     let (mut shape, mut numbers) = (Vec::new(), Vec::new());
     flatten(json, 0, &mut shape, &mut numbers)?;
-    if !spec.dtype.is_float() && numbers.iter().any(|x| x.fract() != 0.0) {
-        bail!("expected integers");
+    if dtype.is_float() {
+        let number = |x: &&serde_json::Number| x.as_f64().with_context(|| format!("{x} is too large"));
+        let numbers = numbers.iter().map(number).collect::<anyhow::Result<Vec<_>>>()?;
+        return Ok(Tensor::from_vec(&shape, numbers)?.cast(dtype));
     }
-    Ok(Tensor::from_vec(&shape, numbers)?.cast(spec.dtype))
+    let integer = |x: &&serde_json::Number| whole(x).with_context(|| format!("expected integers, found {x}"));
+    integers(&shape, &numbers.iter().map(integer).collect::<anyhow::Result<Vec<_>>>()?, dtype)
+}
+
+/// The number, if it is an integer; `2.0` is one.
+fn whole(x: &serde_json::Number) -> Option<i64> {
+    /// Up to here a float holds every integer.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let of_float = |x: f64| (x.fract() == 0.0 && x.abs() <= EXACT).then_some(x as i64);
+    x.as_i64().or_else(|| of_float(x.as_f64()?))
 }
 
 fn read_picture(path: &Path, kind: &FeatureKind) -> anyhow::Result<Value> {
@@ -277,14 +323,13 @@ mod tests {
 
     #[test]
     fn nested_lists_become_a_tensor_and_ragged_ones_do_not() {
-        let FeatureKind::Tensor(spec) = kind("float32", "[2, 2]") else { panic!("a tensor") };
-        let tensor = json_tensor(&serde_json::json!([[1, 2], [3, 4.5]]), &spec).unwrap();
+        let tensor = json_tensor(&serde_json::json!([[1, 2], [3, 4.5]]), Dtype::Float32).unwrap();
         assert_eq!(
             (tensor.shape(), tensor.to_vec::<f32>().unwrap()),
             (&[2, 2][..], vec![1.0, 2.0, 3.0, 4.5])
         );
-        assert!(json_tensor(&serde_json::json!([[1, 2], [3]]), &spec).is_err());
-        assert!(json_tensor(&serde_json::json!([[1, 2], 3]), &spec).is_err());
+        assert!(json_tensor(&serde_json::json!([[1, 2], [3]]), Dtype::Float32).is_err());
+        assert!(json_tensor(&serde_json::json!([[1, 2], 3]), Dtype::Float32).is_err());
     }
 
     fn kind(dtype: &str, shape: &str) -> FeatureKind {
@@ -298,10 +343,9 @@ mod tests {
 
     #[test]
     fn fractions_are_not_integers() {
-        let FeatureKind::Tensor(spec) = kind("int32", "[1]") else { panic!("a tensor") };
-        assert!(json_tensor(&serde_json::json!([1.5]), &spec).is_err());
+        assert!(json_tensor(&serde_json::json!([1.5]), Dtype::Int32).is_err());
         let float = Tensor::from_vec(&[1], vec![1.0_f32]).unwrap();
-        assert!(convert(&float, Dtype::Int32).is_err());
+        assert!(floats(&float, Dtype::Int32).is_err());
     }
 
     #[test]
@@ -335,5 +379,58 @@ mod tests {
         let image = picture_image(picture, spec).unwrap();
         assert_eq!((image.format(), image.width(), image.height()), (PixelFormat::Gray8, 2, 3));
         assert!(image.bytes().iter().all(|&x| x == 7));
+    }
+
+    /// Reads an array of one type as a value of a kind.
+    fn npy<T: npyz::AutoSerialize>(shape: &[u64], all: &[T], kind: &FeatureKind) -> Result<Value, String>
+    where
+        T: Copy,
+    {
+        let name = format!("coreml-values-{}-{:?}.npy", std::process::id(), std::thread::current().id());
+        let path = std::env::temp_dir().join(name);
+        let file = std::fs::File::create(&path).unwrap();
+        let options = npyz::WriteOptions::<T>::new().default_dtype().shape(shape).writer(file);
+        let mut writer = options.begin_nd().unwrap();
+        writer.extend(all.iter().copied()).unwrap();
+        writer.finish().unwrap();
+        let value = read(&path, kind).map_err(|error| format!("{error:#}"));
+        std::fs::remove_file(path).unwrap();
+        value
+    }
+
+    #[test]
+    fn an_integer_is_never_made_of_something_else() {
+        let int = |x: f64| npy(&[1], &[x], &FeatureKind::Int64).unwrap_err();
+        for x in [2.7, 2.0, f64::NAN] {
+            assert_eq!(int(x), "the array has float64 elements, the model takes an integer");
+        }
+        let big = i64::MAX - 1;
+        assert!(matches!(npy(&[], &[big], &FeatureKind::Int64), Ok(Value::Int64(x)) if x == big));
+        assert!(matches!(npy(&[1], &[3_i64], &FeatureKind::Double), Ok(Value::Double(3.0))));
+        assert!(matches!(npy(&[1], &[2.5_f32], &FeatureKind::Double), Ok(Value::Double(2.5))));
+        let error = npy(&[2], &[1_i64, 2], &FeatureKind::Int64).unwrap_err();
+        assert_eq!(error, "the array has the shape [2], the model takes one number");
+    }
+
+    #[test]
+    fn integers_fit_their_type_or_are_refused() {
+        let tensor = |json: &str, dtype| {
+            let json = serde_json::from_str(json).unwrap();
+            json_tensor(&json, dtype).map_err(|error| error.to_string())
+        };
+        for (json, words) in [
+            ("[1, 3000000000]", "3000000000 does not fit int32"),
+            ("[2.5]", "expected integers, found 2.5"),
+            ("[1e300]", "expected integers, found 1e+300"),
+            ("[18446744073709551615]", "expected integers, found 18446744073709551615"),
+        ] {
+            assert_eq!(tensor(json, Dtype::Int32).unwrap_err(), words);
+        }
+        assert_eq!(tensor("[200]", Dtype::Int8).unwrap_err(), "200 does not fit int8");
+        let whole = tensor("[[1, 2.0], [-2147483648, 3]]", Dtype::Int32).unwrap();
+        assert_eq!((whole.shape(), whole.to_vec::<i32>().unwrap()), (&[2, 2][..], vec![1, 2, i32::MIN, 3]));
+        // An int64 array for a model of floats is what NumPy makes of a list of integers.
+        let floats = integers(&[2], &[3_000_000_000, -1], Dtype::Float32).unwrap();
+        assert_eq!(floats.to_vec::<f32>().unwrap(), [3e9, -1.0]);
     }
 }

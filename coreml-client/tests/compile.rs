@@ -1,6 +1,10 @@
 //! What the compiler must refuse. What it must accept is in `everything_that_travels_may_travel`.
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
+#[path = "../../coreml-bridge/tests/wording/mod.rs"]
+mod wording;
 
 #[test]
 fn what_must_not_compile_does_not() {
-    trybuild::TestCases::new().compile_fail("tests/compile_fail/*.rs");
+    wording::refused("compile_fail");
 }

@@ -54,6 +54,8 @@ impl Threads {
 }
 
 /// Makes the calling thread a pool of its own, once, so that the arithmetic library finds one thread and stays on it.
+///
+/// rayon keeps its record of such a thread (a few KB) for ever, so whoever predicts often does it on threads that live long.
 pub(crate) fn on_caller<R>(f: impl FnOnce() -> R) -> R {
     thread_local! {
         static SOLO: OnceCell<Option<ThreadPool>> = const { OnceCell::new() };

@@ -117,3 +117,17 @@ fn the_list_of_ops_is_current() {
     let committed = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(committed == text, "docs/ops.md is not current; run with BLESS=1 and commit it");
 }
+
+#[test]
+fn the_page_on_adding_an_op_shows_the_engines_code() {
+    let lines = |text: &str| text.lines().map(str::trim).collect::<Vec<_>>().join("\n");
+    let page = std::fs::read_to_string(repository("docs/adding-an-op.md")).unwrap();
+    let path = "coreml-engine/src/ops/elementwise_unary.rs";
+    let code = lines(&std::fs::read_to_string(repository(path)).unwrap());
+    let blocks: Vec<&str> =
+        page.split("```rust").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(blocks.len() >= 3, "{} pieces of code", blocks.len());
+    for block in blocks {
+        assert!(code.contains(lines(block).trim()), "{path} has no\n{block}");
+    }
+}

@@ -356,9 +356,9 @@ pub(crate) unsafe extern "C" fn model_release(model: *mut CmlModel) {
     }
 }
 
-/// What a `CmlResult` handle points to. The names live in the model's description, which `model` keeps.
+/// What a `CmlResult` handle points to.
 pub(crate) struct ResultObject {
-    /// Each counts its value.
+    /// Each counts its value, and its name is a view of the string at the same place in `_names`.
     outputs: Vec<CmlOutput>,
     nanoseconds: [u64; 3],
     _names: Vec<String>,
@@ -654,15 +654,12 @@ pub(crate) unsafe extern "C" fn state_with_bytes(
         let shape = array.shape.clone();
         let copy = value::into_handle(Value::of_array(array));
         // SAFETY: a handle of our own, and the caller's visitor.
-        let status =
-            unsafe { value::tensor_with_bytes(copy, writable, visit, context, std::ptr::null_mut()) };
+        let visited = unsafe { value::visit_bytes(copy, writable, visit, context) };
         // SAFETY: the handle is still ours.
         let copied = unsafe { value::share(copy) };
         // SAFETY: the count of `into_handle`.
         unsafe { value::value_release(copy) };
-        if status != coreml_sys::CML_OK {
-            return Err(Failure::null("the visitor"));
-        }
+        visited?;
         if writable != 0 {
             let copied = copied?;
             let lent = copied.lend()?;

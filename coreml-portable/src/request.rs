@@ -1,8 +1,11 @@
-//! Asynchronous calls: a thread each, and one end exactly.
+//! Asynchronous calls: a thread each while they run, and one end exactly.
+//!
+//! The threads are kept. A thread that predicts becomes a pool of one for the arithmetic library, whose record of it stays for ever;
+//! a new thread for each call would leak one each time.
 
 use std::ffi::c_void;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Instant;
 
@@ -75,8 +78,37 @@ impl<T> Completion<T> {
     }
 }
 
-fn start(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
-    let started = thread::Builder::new().name(name.to_owned()).spawn(body);
+/// What a call does on its thread.
+type Body = Box<dyn FnOnce() + Send>;
+
+/// The threads that wait for a body, the last to finish first. There are never more threads than calls ran at once.
+static IDLE: Mutex<Vec<mpsc::Sender<Body>>> = Mutex::new(Vec::new());
+
+fn idle<R>(with: impl FnOnce(&mut Vec<mpsc::Sender<Body>>) -> R) -> R {
+    with(&mut IDLE.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Runs `body` on a thread that waits, or on a new one.
+fn start(body: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+    let mut body: Body = Box::new(body);
+    while let Some(thread) = idle(Vec::pop) {
+        match thread.send(body) {
+            Ok(()) => return Ok(()),
+            Err(mpsc::SendError(unsent)) => body = unsent,
+        }
+    }
+    let serve = move || {
+        let (thread, bodies) = mpsc::channel();
+        let mut next = body;
+        loop {
+            next();
+            idle(|idle| idle.push(thread.clone()));
+            // `thread` keeps the channel open, so this waits for ever if nobody calls any more.
+            let Ok(body) = bodies.recv() else { return };
+            next = body;
+        }
+    };
+    let started = thread::Builder::new().name("coreml-call".to_owned()).spawn(serve);
     let started = started.map_err(|error| {
         Failure::new(CML_OUT_OF_MEMORY, format!("no thread can be started for the call: {error}"))
     });
@@ -142,7 +174,7 @@ pub(crate) unsafe extern "C" fn model_predict_async(
         // Before the thread starts: the completion may be called before this slot returns.
         let running = Arc::clone(&made);
         let read = model::nanoseconds(began);
-        start("coreml-predict", move || {
+        start(move || {
             let outcome = completion(|| {
                 running.check("prediction")?;
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -194,7 +226,7 @@ pub(crate) unsafe extern "C" fn model_load_async(
         let function = function.map(str::to_owned);
         let made = RequestObject::new(Some(completion_of));
         let running = Arc::clone(&made);
-        start("coreml-load", move || {
+        start(move || {
             let outcome = completion(|| {
                 running.check("load")?;
                 model::load_handle(&path, function.as_deref(), threads)
@@ -233,5 +265,40 @@ pub(crate) unsafe extern "C" fn request_release(request: *mut CmlRequest) {
     if !request.is_null() {
         // SAFETY: the caller gives back the count of `hand_out`, once.
         drop(unsafe { Arc::from_raw(request.cast::<RequestObject>()) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn calls_one_after_another_share_threads_and_calls_at_once_have_their_own() {
+        let (tell, told) = mpsc::channel();
+        let mut threads = HashSet::new();
+        for _ in 0..500 {
+            let tell = tell.clone();
+            start(move || tell.send(thread::current().id()).unwrap()).unwrap();
+            threads.insert(told.recv().unwrap());
+        }
+        // A thread waits again a moment after its call has ended, so now and then the next call finds none.
+        assert!(threads.len() <= 20, "{} threads for 500 calls", threads.len());
+
+        let gates: Vec<_> = (0..8)
+            .map(|_| {
+                let (open, opened) = mpsc::channel::<()>();
+                let tell = tell.clone();
+                let body = move || {
+                    tell.send(thread::current().id()).unwrap();
+                    opened.recv().unwrap_err();
+                };
+                start(body).unwrap();
+                open
+            })
+            .collect();
+        let at_once: HashSet<_> = gates.iter().map(|_| told.recv().unwrap()).collect();
+        assert_eq!(at_once.len(), gates.len());
     }
 }

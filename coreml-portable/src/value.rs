@@ -604,24 +604,37 @@ pub(crate) unsafe extern "C" fn tensor_with_bytes(
     context: *mut c_void,
     error: *mut *mut CmlError,
 ) -> CmlStatus {
-    let body = || {
-        // SAFETY: the table's contract on `value`.
-        let tensor = unsafe { borrow(value) }?.tensor()?;
-        let visit = visit.ok_or_else(|| Failure::null("the visitor"))?;
-        let desc = tensor.describe();
-        if writable == 0 {
-            let memory = tensor.memory.read()?;
-            // SAFETY: the visitor is the caller's; the memory outlives the call, and a reader must not write (the table's contract).
-            unsafe { visit(context, memory.bytes().as_ptr().cast_mut().cast(), &raw const desc) };
-        } else {
-            let mut memory = tensor.memory.write()?;
-            // SAFETY: as above; `memory` is exclusive.
-            unsafe { visit(context, memory.bytes_mut().as_mut_ptr().cast(), &raw const desc) };
-        }
-        Ok(())
-    };
+    // SAFETY: the table's contracts on `value` and `visit` are the function's.
+    let body = || unsafe { visit_bytes(value, writable, visit, context) };
     // SAFETY: the table's contract on `error`.
     unsafe { slot(error, body) }
+}
+
+/// Shows a tensor's memory to a visitor.
+///
+/// # Safety
+/// `value` must be NULL or a live handle of this bridge; the visitor, if there is one, takes `context`, and writes only what is
+/// `writable`.
+pub(crate) unsafe fn visit_bytes(
+    value: *mut CmlValue,
+    writable: i32,
+    visit: CmlTensorBytesFn,
+    context: *mut c_void,
+) -> Result<(), Failure> {
+    // SAFETY: the caller's promise.
+    let tensor = unsafe { borrow(value) }?.tensor()?;
+    let visit = visit.ok_or_else(|| Failure::null("the visitor"))?;
+    let desc = tensor.describe();
+    if writable == 0 {
+        let memory = tensor.memory.read()?;
+        // SAFETY: the visitor is the caller's; the memory outlives the call, and a reader does not write.
+        unsafe { visit(context, memory.bytes().as_ptr().cast_mut().cast(), &raw const desc) };
+    } else {
+        let mut memory = tensor.memory.write()?;
+        // SAFETY: as above; `memory` is exclusive.
+        unsafe { visit(context, memory.bytes_mut().as_mut_ptr().cast(), &raw const desc) };
+    }
+    Ok(())
 }
 
 pub(crate) unsafe extern "C" fn tensor_read(

@@ -47,8 +47,21 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
 }
 
 fn dependencies(root: &Path, name: &str) -> anyhow::Result<Vec<String>> {
-    let arguments =
-        ["tree", "--edges", "normal,build", "--prefix", "none", "--format", "{p}", "--package", name];
+    // With every feature and for every system: an arrow that only one of them draws points up all the same.
+    let arguments = [
+        "tree",
+        "--all-features",
+        "--target",
+        "all",
+        "--edges",
+        "normal,build",
+        "--prefix",
+        "none",
+        "--format",
+        "{p}",
+        "--package",
+        name,
+    ];
     let text = output(root, env!("CARGO"), &arguments)?;
     let mut names: Vec<String> =
         text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();

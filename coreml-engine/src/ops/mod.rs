@@ -2,7 +2,7 @@
 //!
 //! An entry has a name, the opsets that define it, and `build`: a function that reads the op's parameters (checking
 //! each) and returns the kernel that runs it. The list of ops, `docs/ops.md`, the command line's listing and the test
-//! that every op has a case are derived from [`FAMILIES`]. Neural-network layers are lowered to these ops
+//! that every op has a case (`tests/conformance.rs`) are derived from [`FAMILIES`]. Neural-network layers are lowered to these ops
 //! (`crate::nn`), so a kernel serves both.
 //!
 //! `docs/adding-an-op.md` shows how to add one.
