@@ -110,7 +110,7 @@ async fn a_prompt_is_answered_as_the_model_itself_answers_it() {
     assert_eq!(client.enqueue_inference(request.clone()).await.unwrap().tokens, result.tokens);
     client.unload(model.model_ref()).unwrap();
     let error = client.enqueue_inference(request).await.unwrap_err();
-    assert!(matches!(error, TextError::Client(Error::ModelNotFound { .. })), "{error:?}");
+    assert!(matches!(error, TextError::Client(Error::Unloaded { .. })), "{error:?}");
 }
 
 #[tokio::test]
