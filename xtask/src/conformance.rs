@@ -269,7 +269,10 @@ impl Planted {
         };
         let (passed, of) = (planted.passed.values().sum::<u64>(), planted.of.values().sum::<u64>());
         println!("planted wrong engine: {engine} passes {passed} of {of}");
-        ensure!(passed * 4 <= of, "the tests pass {passed} of {of} with {engine} outputs: they prove nothing");
+        ensure!(
+            passed * 4 <= of,
+            "the tests pass {passed} of {of} with {engine} outputs: they prove nothing"
+        );
         Ok(planted)
     }
 }
@@ -366,11 +369,9 @@ impl<'a> Suite<'a> {
             // "All passed", "some failed", and "the sample chose none of the tests".
             Some(0 | 1 | 5) => Ok(()),
             // Anything else means that the suite did not run; 4 that pytest lacks a plug-in, or a file does not import.
-            _ => bail!(
-                "pytest failed ({status}), see {}:\n{}",
-                text.display(),
-                end_of(&std::fs::read(&text)?)
-            ),
+            _ => {
+                bail!("pytest failed ({status}), see {}:\n{}", text.display(), end_of(&std::fs::read(&text)?))
+            }
         }
     }
 }
@@ -382,7 +383,9 @@ fn log_lines(folder: &Path) -> anyhow::Result<Vec<String>> {
         let path = entry?.path();
         if path.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with("log.")) {
             let text = std::fs::read_to_string(path)?;
-            lines.extend(text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::to_owned));
+            lines.extend(
+                text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::to_owned),
+            );
         }
     }
     Ok(lines)

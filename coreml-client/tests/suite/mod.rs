@@ -420,7 +420,7 @@ pub(crate) async fn an_unloaded_model_is_gone(subject: &Subject) {
     patiently(client.enqueue_inference(subject.request(model_ref))).await.unwrap();
     client.unload(model_ref).unwrap();
     let error = patiently(client.enqueue_inference(subject.request(model_ref))).await.unwrap_err();
-    assert!(matches!(&error, Error::ModelNotFound { .. }), "{error:?}");
+    assert!(matches!(&error, Error::Unloaded { .. }), "{error:?}");
     // Not when the client ends, but now.
     (subject.assert_clean)();
     finish(client).await;

@@ -569,7 +569,9 @@ mod tests {
     #[test]
     fn einsum_broadcasts_an_axis_of_one_that_the_output_keeps() {
         let case = |y: (&[usize], &[f32])| {
-            Case::new("einsum").inputs("values", &[(&[2, 2, 3], &ramp(12)), y]).string("equation", "vnm,mno->vno")
+            Case::new("einsum")
+                .inputs("values", &[(&[2, 2, 3], &ramp(12)), y])
+                .string("equation", "vnm,mno->vno")
         };
         let y = [1.0, -1.0, 0.5];
         let twice: Vec<f32> = y.iter().flat_map(|&y| [y, y]).collect();

@@ -88,7 +88,10 @@ pub(super) fn write(
         let of = planted.first().map(|planted| &planted.of);
         let columns = of.into_iter().chain(planted.iter().map(|planted| &planted.passed));
         let mut counts = [0; PLANTED.len() + 1];
-        counts.iter_mut().zip(columns).for_each(|(count, files)| *count = files.get(file).copied().unwrap_or(0));
+        counts
+            .iter_mut()
+            .zip(columns)
+            .for_each(|(count, files)| *count = files.get(file).copied().unwrap_or(0));
         counts
     };
     let rows: Vec<_> = files
@@ -157,7 +160,9 @@ mod tests {
         let page = merged(&page, [("a.py", row(7))]).unwrap();
         assert!(page.starts_with("# Head\n") && page.ends_with("tail\n"), "{page}");
         assert!(
-            page.contains("| `a.py` | 2026-01-02 | 1/40 | 9 | 8 | 7 | 0 | 2 | 0 | 0 | 0 | 5 | 1 | 0 | lstm 2 |")
+            page.contains(
+                "| `a.py` | 2026-01-02 | 1/40 | 9 | 8 | 7 | 0 | 2 | 0 | 0 | 0 | 5 | 1 | 0 | lstm 2 |"
+            )
         );
         assert!(page.contains("| all |  |  | 18 | 16 | 13 | 0 | 4 | 0 | 0 | 0 | 10 | 2 | 0 |  |"), "{page}");
         assert_eq!(page.matches("a.py").count(), 1);
