@@ -382,10 +382,11 @@ mod tests {
     }
 
     /// Reads an array of one type as a value of a kind.
-    fn npy<T: npyz::AutoSerialize>(shape: &[u64], all: &[T], kind: &FeatureKind) -> Result<Value, String>
-    where
-        T: Copy,
-    {
+    fn npy<T: npyz::AutoSerialize + Copy>(
+        shape: &[u64],
+        all: &[T],
+        kind: &FeatureKind,
+    ) -> Result<Value, String> {
         let name = format!("coreml-values-{}-{:?}.npy", std::process::id(), std::thread::current().id());
         let path = std::env::temp_dir().join(name);
         let file = std::fs::File::create(&path).unwrap();
