@@ -462,6 +462,16 @@ fn contain<R>(slot: &'static str, visit: impl FnOnce() -> Result<R, Failure>) ->
         .unwrap_or_else(|_| Err(Failure::contract(slot, "what it showed made the visit panic")))
 }
 
+/// Runs somebody else's code within a call from C. Its panic, which the hook has reported, does not leave, and what the panic carries
+/// is dropped; should that panic, too, what it carries is given up.
+pub(crate) fn shield(code: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(code))
+        && let Err(of_a_drop) = catch_unwind(AssertUnwindSafe(|| drop(panic)))
+    {
+        core::mem::forget(of_a_drop);
+    }
+}
+
 /// A closure on its way through C, and what it answered.
 struct Visit<F> {
     slot: &'static str,

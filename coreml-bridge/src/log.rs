@@ -1,14 +1,11 @@
 //! Messages of a bridge about what no result says.
 
 use core::{cell::Cell, ffi::c_void, fmt, ptr};
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use coreml_sys::{CML_LOG_WARNING, CmlLogFn, CmlLogLevel, CmlStr};
 
-use crate::{Bridge, Error, NativeError, Status};
+use crate::{Bridge, Error, NativeError, Status, crossing::shield};
 
 /// What a message of a bridge is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,12 +51,7 @@ unsafe extern "C" fn tell(context: *mut c_void, level: CmlLogLevel, message: Cml
     // SAFETY: as above.
     let message = String::from_utf8_lossy(unsafe { message.as_bytes() });
     let outer = INSIDE.replace(true);
-    // Nothing unwinds across the table: the panic was reported by its hook, and the call that logs goes on.
-    let outcome = catch_unwind(AssertUnwindSafe(|| (listener.0)(LogLevel::from_native(level), &message)));
-    if let Err(payload) = outcome {
-        // Not even what a panic carries may panic when it is dropped.
-        core::mem::forget(payload);
-    }
+    shield(|| (listener.0)(LogLevel::from_native(level), &message));
     INSIDE.set(outer);
 }
 

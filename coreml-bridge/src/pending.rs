@@ -8,21 +8,17 @@ use core::{
     fmt,
     future::Future,
     marker::PhantomData,
-    panic::AssertUnwindSafe,
     pin::Pin,
     ptr,
     task::{Context, Poll, Waker},
 };
-use std::{
-    panic::catch_unwind,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use coreml_sys::*;
 
 use crate::{
     Bridge, CoreMlHandle, Error, Prediction, State,
-    crossing::Backing,
+    crossing::{Backing, shield},
     native::{Failure, Native, Owned},
     table::Table,
 };
@@ -73,12 +69,8 @@ impl<T: Native> Shared<T> {
 unsafe fn end<T: Native>(context: *mut c_void, status: CmlStatus, made: *mut T, error: *mut CmlError) {
     // SAFETY: `begin` made the pointer with `Arc::into_raw`, and gave its count away.
     let shared = unsafe { Arc::from_raw(context.cast_const().cast::<Shared<T>>()) };
-    // A waker is somebody else's code, and nothing may unwind into the table: not its panic, and not what the panic carries, either.
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| shared.end(status, made, error)))
-        && let Err(of_a_drop) = catch_unwind(AssertUnwindSafe(|| drop(panic)))
-    {
-        core::mem::forget(of_a_drop);
-    }
+    // A waker is somebody else's code.
+    shield(|| shared.end(status, made, error));
 }
 
 unsafe extern "C" fn predicted(
