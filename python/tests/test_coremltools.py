@@ -77,6 +77,21 @@ def test_a_failed_prediction_is_a_runtime_error_with_its_cause():
     del failure
 
 
+def test_a_model_that_fails_while_it_runs_says_so_in_core_mls_words():
+    @mb.program(
+        input_specs=[mb.TensorSpec((2, 3)), mb.TensorSpec((1,), dtype=types.int32), mb.TensorSpec((1, 3))],
+        opset_version=ct.target.iOS17,
+    )
+    def program(data, indices, updates):
+        return mb.scatter(data=data, indices=indices, updates=updates, validate_indices=True)
+
+    model = ct.convert(program, minimum_deployment_target=ct.target.iOS17)
+    with pytest.raises(RuntimeError, match="^Error computing NN outputs: .*index 7 is out of bounds") as failure:
+        model.predict({"data": np.zeros((2, 3)), "indices": np.array([7]), "updates": np.ones((1, 3))})
+    assert isinstance(failure.value.__cause__, coreml_portable.CoreMLError)
+    del failure
+
+
 def test_install_twice_is_once():
     coreml_portable.install()
     assert ct.libcoremlpython is __import__("sys").modules["coremltools.libcoremlpython"]

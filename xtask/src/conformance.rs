@@ -18,6 +18,8 @@ const SUITES: &[&str] = &[
     "converters/mil/frontend/milproto",
     "converters/mil/mil/ops/tests",
     "converters/mil/frontend/torch/test",
+    "test/ml_program",
+    "test/modelpackage",
     "test/neural_network",
     "test/optimize/coreml",
     "test/pipeline",

@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from .errors import CoreMLError, whole_message
+from .errors import CoreMLError, FrameworkError, whole_message
 from .model import Model, State, compile_model
 
 _MODULE = "coremltools.libcoremlpython"
 _SPECIFICATION_VERSION = 10
 
 
-def _failure(error: CoreMLError) -> RuntimeError:
+def _failure(error: CoreMLError, context: str = "") -> RuntimeError:
     """The native module raises RuntimeError with one message; the typed chain is its cause."""
-    failure = RuntimeError(whole_message(error))
+    failure = RuntimeError(context + whole_message(error))
     failure.__cause__ = error
     return failure
 
@@ -108,6 +108,9 @@ class _MLModelProxy:
         try:
             inputs = {name: _input(self._features.get(name), value) for name, value in data.items()}
             outputs = self._model.predict(inputs, state.state if state is not None else None)
+        except FrameworkError as error:
+            # Core ML's own words for a model that fails while it runs; programs look for them.
+            raise _failure(error, "Error computing NN outputs: ") from error
         except CoreMLError as error:
             raise _failure(error) from error
         self._predict_ns = time.perf_counter_ns() - begin
