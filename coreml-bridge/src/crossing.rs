@@ -458,8 +458,9 @@ impl TensorView {
 
 /// Runs what C called; a panic does not leave.
 fn contain<R>(slot: &'static str, visit: impl FnOnce() -> Result<R, Failure>) -> Result<R, Failure> {
-    catch_unwind(AssertUnwindSafe(visit))
-        .unwrap_or_else(|_| Err(Failure::contract(slot, "what it showed made the visit panic")))
+    let mut answer = None;
+    shield(|| answer = Some(visit()));
+    answer.unwrap_or_else(|| Err(Failure::contract(slot, "what it showed made the visit panic")))
 }
 
 /// Runs somebody else's code within a call from C. Its panic, which the hook has reported, does not leave, and what the panic carries

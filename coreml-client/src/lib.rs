@@ -145,3 +145,8 @@ pub use source::{Batching, LoadStage, ModelSource};
 pub use stats::{Latencies, ModelCounts, ModelStats, Outcomes, Stats, WorkerState, WorkerStats};
 pub use swap::{Swap, Trial};
 pub use tokens::{ComputeUnit, Serial};
+
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -62,6 +62,28 @@ impl Double {
         Self::new(|request| request.features.clone())
     }
 
+    /// Echoes, once the door is open.
+    fn behind_a_door() -> (Arc<Self>, Door) {
+        let door = Door::default();
+        let behind = door.clone();
+        let double = Self::new(move |request| {
+            behind.pass();
+            request.features.clone()
+        });
+        (double, door)
+    }
+
+    /// Echoes, and loads once the door is open.
+    fn loading_behind_a_door() -> (Arc<Self>, Door) {
+        let door = Door::default();
+        let behind = door.clone();
+        let load = move |_| {
+            behind.pass();
+            Ok(())
+        };
+        (Self::with_load(load, |request| request.features.clone()), door)
+    }
+
     fn predictions(&self) -> usize {
         self.predictions.load(Ordering::SeqCst)
     }
@@ -252,12 +274,7 @@ fn a_request_is_answered_with_its_outputs_on_an_executor_without_tokio() {
 
 #[test]
 fn a_future_may_be_polled_by_one_thread_and_awaited_by_another_without_its_client() {
-    let door = Door::default();
-    let behind = door.clone();
-    let double = Double::new(move |request| {
-        behind.pass();
-        request.features.clone()
-    });
+    let (double, door) = Double::behind_a_door();
     let (client, model_ref) = model(&double);
     let future = start(client.enqueue_inference(InferenceRequest::new(model_ref, number(7))));
     let thread = thread::spawn(move || block_on(future));
@@ -276,12 +293,7 @@ fn nothing_is_handed_in_before_the_future_is_polled() {
 
 #[test]
 fn more_threads_start_when_all_are_busy_and_work_at_the_same_time() {
-    let door = Door::default();
-    let behind = door.clone();
-    let double = Double::new(move |_| {
-        behind.pass();
-        Features::new()
-    });
+    let (double, door) = Double::behind_a_door();
     let client = ModelClient::builder().backend(Arc::new(Shared(Arc::clone(&double)))).threads(3).build();
     let model_ref = client.load_model("model").unwrap();
     assert_eq!(double.loads.load(Ordering::SeqCst), 1);
@@ -408,12 +420,7 @@ fn a_panic_of_a_waker_does_not_stop_the_thread() {
             panic!("a waker of somebody else");
         }
     }
-    let door = Door::default();
-    let behind = door.clone();
-    let double = Double::new(move |request| {
-        behind.pass();
-        request.features.clone()
-    });
+    let (double, door) = Double::behind_a_door();
     let (client, model_ref) = model(&double);
     let mut bomb = Box::pin(client.enqueue_inference(InferenceRequest::new(model_ref, number(1))));
     assert!(bomb.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::new(Bomb)))).is_pending());
@@ -427,12 +434,7 @@ fn a_panic_of_a_waker_does_not_stop_the_thread() {
 
 #[test]
 fn deadlines_fire_while_the_only_thread_is_stuck_and_nothing_of_it_runs_later() {
-    let door = Door::default();
-    let behind = door.clone();
-    let double = Double::new(move |request| {
-        behind.pass();
-        request.features.clone()
-    });
+    let (double, door) = Double::behind_a_door();
     let (client, model_ref) = model(&double);
     let stuck = start(client.enqueue_inference(InferenceRequest::new(model_ref, number(0))));
     door.wait_for(1);
@@ -459,12 +461,7 @@ fn deadlines_fire_while_the_only_thread_is_stuck_and_nothing_of_it_runs_later() 
 
 #[test]
 fn the_deadline_of_a_running_request_answers_its_caller_and_the_result_is_dropped_and_counted() {
-    let door = Door::default();
-    let behind = door.clone();
-    let double = Double::new(move |request| {
-        behind.pass();
-        request.features.clone()
-    });
+    let (double, door) = Double::behind_a_door();
     let client = ModelClient::builder()
         .backend(Arc::new(Shared(Arc::clone(&double))))
         .threads(1)
@@ -495,12 +492,7 @@ fn a_deadline_in_the_past_is_refused_at_admission() {
 
 #[test]
 fn dropping_queued_futures_frees_bytes_and_slots_before_drop_returns_and_they_never_run() {
-    let door = Door::default();
-    let behind = door.clone();
-    let double = Double::new(move |_| {
-        behind.pass();
-        Features::new()
-    });
+    let (double, door) = Double::behind_a_door();
     let (client, model_ref) = model(&double);
     let stuck = start(client.enqueue_inference(InferenceRequest::new(model_ref, bytes(1))));
     door.wait_for(1);
@@ -527,12 +519,7 @@ fn dropping_queued_futures_frees_bytes_and_slots_before_drop_returns_and_they_ne
 
 #[test]
 fn dropping_a_running_future_lets_the_prediction_finish_detached() {
-    let door = Door::default();
-    let behind = door.clone();
-    let double = Double::new(move |_| {
-        behind.pass();
-        Features::new()
-    });
+    let (double, door) = Double::behind_a_door();
     let (client, model_ref) = model(&double);
     let running = start(client.enqueue_inference(InferenceRequest::new(model_ref, number(1))));
     door.wait_for(1);
@@ -545,12 +532,7 @@ fn dropping_a_running_future_lets_the_prediction_finish_detached() {
 
 #[test]
 fn a_full_queue_gives_the_request_back_and_waiters_get_in_later() {
-    let door = Door::default();
-    let behind = door.clone();
-    let double = Double::new(move |request| {
-        behind.pass();
-        request.features.clone()
-    });
+    let (double, door) = Double::behind_a_door();
     let backend = Arc::new(Shared(Arc::clone(&double)));
     let client =
         ModelClient::builder().backend(backend).threads(1).max_queued(2).max_queued_bytes(100).build();
@@ -608,12 +590,7 @@ fn high_goes_first_and_the_oldest_on_every_eighth_occasion() {
 
 #[test]
 fn a_message_is_answered_through_its_own_channel_and_does_not_run_when_that_is_gone() {
-    let door = Door::default();
-    let behind = door.clone();
-    let double = Double::new(move |request| {
-        behind.pass();
-        request.features.clone()
-    });
+    let (double, door) = Double::behind_a_door();
     let (client, model_ref) = model(&double);
     let (message, answer) = InferenceMessage::new(InferenceRequest::new(model_ref, number(5)));
     let id = message.id;
@@ -650,12 +627,7 @@ fn a_model_of_another_runtime_is_not_found_and_counts_as_rejected() {
 
 #[test]
 fn unloading_serves_what_was_handed_in_then_frees_the_instances_and_keeps_the_counts() {
-    let door = Door::default();
-    let behind = door.clone();
-    let double = Double::new(move |request| {
-        behind.pass();
-        request.features.clone()
-    });
+    let (double, door) = Double::behind_a_door();
     let (client, model_ref) = model(&double);
     let futures = (0..10)
         .map(|n| start(client.enqueue_inference(InferenceRequest::new(model_ref, number(n)))))
@@ -736,15 +708,7 @@ fn a_package_of_links_takes_the_memory_of_what_they_lead_to() {
 
 #[test]
 fn a_thousand_callers_share_one_load_and_dropping_the_first_of_them_changes_nothing() {
-    let door = Door::default();
-    let behind = door.clone();
-    let double = Double::with_load(
-        move |_| {
-            behind.pass();
-            Ok(())
-        },
-        |request| request.features.clone(),
-    );
+    let (double, door) = Double::loading_behind_a_door();
     let client = client(&double);
     let first = start(client.load_model_async("model"));
     let others = (0..999).map(|_| start(client.load_model_async("model"))).collect::<Vec<_>>();
@@ -848,12 +812,7 @@ fn draining_serves_everything_and_reports_it() {
 
 #[test]
 fn an_abort_closes_what_is_queued_at_once_and_reports_a_stuck_thread() {
-    let door = Door::default();
-    let behind = door.clone();
-    let double = Double::new(move |request| {
-        behind.pass();
-        request.features.clone()
-    });
+    let (double, door) = Double::behind_a_door();
     let backend = Arc::new(Shared(Arc::clone(&double)));
     let client =
         ModelClient::builder().backend(backend).threads(1).stop_grace(Duration::from_millis(20)).build();
@@ -878,12 +837,7 @@ fn an_abort_closes_what_is_queued_at_once_and_reports_a_stuck_thread() {
 
 #[test]
 fn a_drain_turns_into_an_abort_at_its_deadline() {
-    let door = Door::default();
-    let behind = door.clone();
-    let double = Double::new(move |request| {
-        behind.pass();
-        request.features.clone()
-    });
+    let (double, door) = Double::behind_a_door();
     let backend = Arc::new(Shared(Arc::clone(&double)));
     let client =
         ModelClient::builder().backend(backend).threads(1).stop_grace(Duration::from_millis(20)).build();
@@ -902,15 +856,7 @@ fn a_drain_turns_into_an_abort_at_its_deadline() {
 
 #[test]
 fn a_load_under_way_is_told_of_the_shutdown_and_counted_as_abandoned() {
-    let door = Door::default();
-    let behind = door.clone();
-    let double = Double::with_load(
-        move |_| {
-            behind.pass();
-            Ok(())
-        },
-        |request| request.features.clone(),
-    );
+    let (double, door) = Double::loading_behind_a_door();
     let backend = Arc::new(Shared(Arc::clone(&double)));
     let client =
         ModelClient::builder().backend(backend).threads(1).stop_grace(Duration::from_millis(20)).build();
@@ -927,12 +873,7 @@ fn a_load_under_way_is_told_of_the_shutdown_and_counted_as_abandoned() {
 
 #[test]
 fn the_drop_of_the_last_client_answers_whoever_waits_and_does_not_wait_itself() {
-    let door = Door::default();
-    let behind = door.clone();
-    let double = Double::new(move |request| {
-        behind.pass();
-        request.features.clone()
-    });
+    let (double, door) = Double::behind_a_door();
     let (client, model_ref) = model(&double);
     let clone = client.clone();
     let running = start(client.enqueue_inference(InferenceRequest::new(model_ref, number(0))));
@@ -1118,12 +1059,7 @@ fn only_so_many_unloaded_models_are_remembered() {
 
 #[test]
 fn a_message_that_nobody_holds_a_future_of_expires_while_all_threads_are_stuck() {
-    let door = Door::default();
-    let behind = door.clone();
-    let double = Double::new(move |request| {
-        behind.pass();
-        request.features.clone()
-    });
+    let (double, door) = Double::behind_a_door();
     let (client, model_ref) = model(&double);
     let stuck = start(client.enqueue_inference(InferenceRequest::new(model_ref, number(0))));
     door.wait_for(1);

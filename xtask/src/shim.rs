@@ -60,6 +60,8 @@ pub(crate) fn run(root: &Path, known: Option<&Path>) -> Result<()> {
         || check_suites(root, &programs),
     )?;
     let caught = Mutex::new(Vec::new());
+    report
+        .step("it answers as the engine does, on every committed model", || check_answers(root, &programs))?;
     report.step("each planted fault is caught", || {
         side_by_side(PLANTS, |worker, plant| {
             let start = Instant::now();
@@ -436,6 +438,8 @@ fn build_suites(root: &Path) -> Result<BTreeMap<(String, String), PathBuf>> {
     for file in files {
         cargo.args(["--test", file]);
     }
+    let (package, example) = DIFFERENTIAL;
+    cargo.args(["--features", &format!("{package}/objc"), "--example", example]);
     let mut programs = BTreeMap::new();
     for line in output(&mut cargo)?.lines() {
         let built: serde_json::Value = serde_json::from_str(line)?;
@@ -446,6 +450,20 @@ fn build_suites(root: &Path) -> Result<BTreeMap<(String, String), PathBuf>> {
         }
     }
     Ok(programs)
+}
+
+/// The package and the example that hold two bridges against one another.
+const DIFFERENTIAL: (&str, &str) = ("coreml-testing", "differential");
+/// Where models are committed. Those that are brought take minutes.
+const COMMITTED: [&str; 4] =
+    ["coreml-engine/tests/fixtures/", "models/digits/", "models/handbook/", "models/judge/"];
+
+/// Asks the shim, and the engine that is behind its work-alike, the same.
+fn check_answers(root: &Path, programs: &BTreeMap<(String, String), PathBuf>) -> Result<()> {
+    let (package, example) = DIFFERENTIAL;
+    let program = programs.get(&(package.to_owned(), example.to_owned()));
+    let program = program.with_context(|| format!("{package} has no example {example}"))?;
+    output(Command::new(program).current_dir(root).args(COMMITTED)).map(drop)
 }
 
 /// Runs the suites on the shim, the engine and the fake; all must run all of them.

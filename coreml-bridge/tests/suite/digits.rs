@@ -1,4 +1,4 @@
-//! The subject of bridges that run real models: the committed network for digits.
+//! The subject of bridges that run real models: the committed network for digits, and two fixtures of the engine.
 
 use std::path::{Path, PathBuf};
 
@@ -8,6 +8,12 @@ use crate::suite::Subject;
 
 pub(crate) fn path(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/digits").join(file)
+}
+
+/// One of the engine's fixtures.
+fn fixture(file: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../coreml-engine/tests/fixtures/features");
+    folder.join(file).to_str().expect("the repository's path is UTF-8").to_owned()
 }
 
 /// The first numbers of a `.npy` file of little-endian float32.
@@ -32,6 +38,8 @@ pub(crate) fn subject(bridge: Bridge, tolerance: f32, assert_clean: fn()) -> Sub
         given: Tensor::from_vec(&[1, 1, 8, 8], numbers("test_images.npy", 64)).unwrap(),
         expected: Tensor::from_vec(&[1, 10], numbers("reference_probabilities.npy", 10)).unwrap(),
         tolerance,
+        counter: fixture("counter.mlmodel"),
+        every_kind: fixture("every_kind.mlmodel"),
         assert_clean,
     }
 }

@@ -14,9 +14,9 @@ use std::{
 };
 
 use coreml_bridge::{
-    Bridge, ComputeUnits, Config, CoreMlHandle, Dtype, Error, Features, Kind, LogLevel, PredictOptions,
-    ReshapeFrequency, Role, Specialization, Status, Tensor, Value, get_model_handle, register_model,
-    register_model_as, unload_model,
+    Bridge, ComputeUnits, Config, CoreMlHandle, Dictionary, Dtype, Error, Feature, Features, Image, Kind,
+    LogLevel, PredictOptions, ReshapeFrequency, Role, Sequence, Specialization, State, Status, Tensor, Value,
+    f16, get_model_handle, register_model, register_model_as, unload_model,
 };
 
 /// A bridge, and a model of it with one tensor as input and at least one tensor among its outputs.
@@ -34,6 +34,10 @@ pub(crate) struct Subject {
     /// What comes out, and how far off it may be.
     pub(crate) expected: Tensor,
     pub(crate) tolerance: f32,
+    /// A model with one state, `sum`: `y = sum = sum + x`, each three numbers in float16.
+    pub(crate) counter: String,
+    /// A model that gives back what it is given: one feature of each kind, those of [`one_of_each_kind`].
+    pub(crate) every_kind: String,
     /// Shown when everything is released.
     pub(crate) assert_clean: fn(),
 }
@@ -421,6 +425,85 @@ pub(crate) fn the_state_of_a_model_without_states_is_empty(subject: &Subject) {
     state.fork().unwrap();
 }
 
+pub(crate) fn a_state_carries_what_a_prediction_leaves(subject: &Subject) {
+    let model = subject.bridge.load(&subject.counter, &Config::default()).unwrap();
+    let sum = &model.description().states[0];
+    assert_eq!((&*sum.name, sum.kind.tensor().unwrap().dtype), ("sum", Dtype::Float16));
+    let halves = |numbers: [f32; 3]| Tensor::from_vec(&[3], numbers.map(f16::from_f32).to_vec()).unwrap();
+    let inputs = Features::new().with("x", halves([1.0, -2.0, 0.5]));
+    let step = |state: &mut State, waits: bool| {
+        let options = PredictOptions { state: Some(state), ..PredictOptions::default() };
+        let prediction = if waits {
+            model.predict_with(&inputs, options)
+        } else {
+            model.predict_async(&inputs, options).and_then(block_on)
+        };
+        prediction.unwrap().outputs.tensor("y").unwrap().clone()
+    };
+    let (mut one, mut other) = (model.new_state().unwrap(), model.new_state().unwrap());
+    assert_eq!(step(&mut one, true), halves([1.0, -2.0, 0.5]), "a state begins with zeros");
+    assert_eq!(step(&mut one, false), halves([2.0, -4.0, 1.0]), "and goes on, whichever way it is asked");
+    assert_eq!(step(&mut other, true), halves([1.0, -2.0, 0.5]), "whatever became of another");
+    assert_eq!(one.read("sum").unwrap(), halves([2.0, -4.0, 1.0]));
+
+    let mut fork = one.fork().unwrap();
+    assert_eq!(step(&mut fork, true), halves([3.0, -6.0, 1.5]));
+    assert_eq!(one.read("sum").unwrap(), halves([2.0, -4.0, 1.0]));
+    one.write("sum", &halves([8.0, 16.0, 32.0])).unwrap();
+    assert_eq!(step(&mut one, true), halves([9.0, 14.0, 32.5]));
+    let error = one.write("sum", &Tensor::zeros(Dtype::Float16, &[4]).unwrap()).unwrap_err();
+    assert!(matches!(&error, Error::WrongShape { .. }), "{error:?}");
+    // It outlives the handle that it came from.
+    drop(model.clone());
+    assert_eq!(step(&mut one, true), halves([10.0, 12.0, 33.0]));
+}
+
+/// A value of each kind, of an array's every element type, and of the lengths that are easily lost.
+fn one_of_each_kind() -> Features {
+    let numbers = [0.0, -1.5, 2.25, 1e3, -0.125, 6.0_f32];
+    let tensor = |dtype| Tensor::from_slice(&[2, 3], &numbers).unwrap().cast(dtype);
+    let colours: Vec<u8> = (0..24).map(|at| 10 * at + 1).collect();
+    Features::new()
+        .with("tensor_float16", tensor(Dtype::Float16))
+        .with("tensor_float32", tensor(Dtype::Float32))
+        .with("tensor_double", tensor(Dtype::Float64))
+        .with("tensor_int32", tensor(Dtype::Int32))
+        .with("image", Image::from_rgb(4, 2, &colours).unwrap())
+        .with("gray", Image::from_gray(4, 2, colours[..8].to_vec()).unwrap())
+        .with("int64", (1_i64 << 53) + 1)
+        .with("double", -0.1_f64)
+        .with("string", "na\u{ef}ve \u{1f600}")
+        .with("by_name", Dictionary::from_iter([("b".to_owned(), 0.25), (String::new(), -1.0)]))
+        .with("by_number", Dictionary::from_iter([(-7_i64, 0.5), (1 << 40, 1e-300)]))
+        .with("names", Sequence::from_iter(["z".to_owned(), String::new(), "a".to_owned()]))
+        .with("numbers", Sequence::from_iter([3, i64::MIN, i64::MAX]))
+}
+
+pub(crate) fn every_kind_of_value_crosses_both_ways(subject: &Subject) {
+    let model = subject.bridge.load(&subject.every_kind, &Config::default()).unwrap();
+    let inputs = one_of_each_kind();
+    let kinds = |features: &[Feature]| features.iter().map(|feature| feature.kind.kind()).collect::<Vec<_>>();
+    let described = model.description();
+    assert_eq!(kinds(&described.inputs), kinds(&described.outputs));
+    assert_eq!(described.inputs.len(), inputs.len());
+    let mut ways = vec![model.predict(&inputs).unwrap()];
+    ways.push(block_on(model.predict_async(&inputs, PredictOptions::default()).unwrap()).unwrap().outputs);
+    let rows = model.predict_batch(&[inputs.clone(), inputs.clone()], None).unwrap();
+    ways.extend(rows.into_iter().map(|row| row.outputs));
+    for outputs in ways {
+        assert_eq!(outputs.len(), inputs.len());
+        for (name, given) in inputs.iter() {
+            assert_eq!(outputs.get(name), Some(given), "{name}");
+        }
+    }
+    for (name, _) in inputs.iter() {
+        let mut less = inputs.clone();
+        less.remove(name);
+        let error = model.predict(&less).unwrap_err();
+        assert!(matches!(&error, Error::MissingInput { feature, .. } if &**feature == name), "{error:?}");
+    }
+}
+
 pub(crate) fn an_unknown_function_is_refused(subject: &Subject) {
     let config = Config { function: Some("no such function".to_owned()), ..Config::default() };
     let error = subject.bridge.load(&subject.path, &config).map(|_| ()).unwrap_err();
@@ -733,6 +816,8 @@ macro_rules! mount {
             a_handle_outlives_its_place_in_the_registry
             threads_with_instances_of_their_own_agree
             the_state_of_a_model_without_states_is_empty
+            a_state_carries_what_a_prediction_leaves
+            every_kind_of_value_crosses_both_ways
             an_unknown_function_is_refused
             a_value_has_one_type_whatever_made_it
             a_prediction_without_waiting_gives_the_same
