@@ -19,7 +19,9 @@ const CHANCE: &str = "random";
 
 fn subject() -> Result<Bridge, String> {
     #[cfg(target_vendor = "apple")]
-    return Ok(Bridge::coreml());
+    {
+        Ok(Bridge::coreml())
+    }
     #[cfg(all(feature = "objc", not(target_vendor = "apple")))]
     {
         // SAFETY: the engine's table is static, and every call names the same.
@@ -27,7 +29,7 @@ fn subject() -> Result<Bridge, String> {
         // SAFETY: the function takes nothing and may be called at any time.
         let table = unsafe { coreml_sys::cml_bridge_coreml() };
         // SAFETY: the shim's table is static and keeps the rules.
-        return unsafe { Bridge::from_table(table) }.map_err(|error| error.to_string());
+        unsafe { Bridge::from_table(table) }.map_err(|error| error.to_string())
     }
     #[cfg(not(any(feature = "objc", target_vendor = "apple")))]
     Err("there is no Core ML here; `--workalike` compares the shim on its work-alike".to_owned())
