@@ -2,7 +2,8 @@
 
 It must be imported before coremltools. Environment:
 
-    CONFORMANCE_ENGINE   `portable` (the default), or a planted wrong engine: `skewed` (outputs x 1.1 + 0.05), `zeros`
+    CONFORMANCE_ENGINE   `portable` (the default), or a planted wrong engine: `skewed` (outputs x 1.1 + 0.05, and more of it
+                         with each further model that a test loads, for many compare two models), `zeros`
     CONFORMANCE_SAMPLE   `k/n` keeps the tests whose stable hash modulo n is below k
     CONFORMANCE_STRICT   `0` leaves coremltools' tolerance for float16 (atol 0.5, rtol 0.05), which proves little
     CONFORMANCE_LOG      where a line of JSON per test goes: id, outcome, seconds, loads, predictions, refusals
@@ -32,19 +33,20 @@ SEEN = {"loads": 0, "predictions": 0, "errors": []}
 RECORDED = []
 
 
-def _skewed(value):
+def _skewed(value, nth):
+    factor, offset = 1 + 0.1 * nth, 0.05 * nth
     if isinstance(value, np.ndarray):
-        return (value * 1.1 + 0.05).astype(value.dtype) if value.dtype.kind == "f" else value + 1
+        return (value * factor + offset).astype(value.dtype) if value.dtype.kind == "f" else value + nth
     if isinstance(value, (int, float)):
-        return value * 1.1 + 0.05
+        return value * factor + offset
     if isinstance(value, dict):
-        return {key: number * 1.1 + 0.05 for key, number in value.items()}
+        return {key: number * factor + offset for key, number in value.items()}
     if hasattr(value, "point"):
-        return value.point(lambda level: level * 1.1 + 5)
+        return value.point(lambda level: level * factor + 100 * offset)
     return value
 
 
-def _zeros(value):
+def _zeros(value, _):
     if isinstance(value, np.ndarray):
         return np.zeros_like(value)
     if isinstance(value, (int, float)):
@@ -64,6 +66,7 @@ class _Counted(binding._MLModelProxy):
 
     def __init__(self, path, compute_units, function_name="", optimization_hints=None, asset=None):
         SEEN["loads"] += 1
+        self.nth = SEEN["loads"]
         self.function = function_name
         try:
             super().__init__(path, compute_units, function_name, optimization_hints, asset)
@@ -81,7 +84,7 @@ class _Counted(binding._MLModelProxy):
         if CORPUS and state is None and not RECORDED:
             inputs = {name: binding._input(self._features.get(name), value) for name, value in data.items()}
             RECORDED.append((record.read(self._compiled), self.function, inputs, outputs))
-        return outputs if _PLANTED is None else {name: _PLANTED(value) for name, value in outputs.items()}
+        return outputs if _PLANTED is None else {name: _PLANTED(value, self.nth) for name, value in outputs.items()}
 
 
 _Counted.__name__ = "_MLModelProxy"

@@ -27,6 +27,9 @@ const SUITES: &[&str] = &[
     "test/xgboost_tests",
 ];
 
+/// Below the suites: tests of tools that ask another device, on a cable.
+const LEFT_OUT: &str = "experimental";
+
 /// The wrong engines of the plug-in.
 const PLANTED: [&str; 2] = ["skewed", "zeros"];
 
@@ -237,7 +240,9 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         let mut planted = Vec::new();
         for engine in PLANTED {
             let wrong = suite.cases(engine, arguments.planted_sample.as_deref().or(sample))?;
-            planted.push(Planted::of(&wrong, &cases, engine)?);
+            // A few tests do not look at numbers, and a part of the suite may have many of these.
+            let one_in = if arguments.only.is_some() { 3 } else { 20 };
+            planted.push(Planted::of(&wrong, &cases, engine, one_in)?);
         }
         if arguments.ledger {
             ledger::write(&root.join("docs/conformance.md"), sample.unwrap_or("all"), &files, &planted)?;
@@ -254,8 +259,8 @@ struct Planted {
 }
 
 impl Planted {
-    /// The cases with a wrong engine beside the same cases with the right one.
-    fn of(wrong: &[Case], right: &[Case], engine: &str) -> anyhow::Result<Self> {
+    /// The cases with a wrong engine beside the same cases with the right one. At most one in so many may pass.
+    fn of(wrong: &[Case], right: &[Case], engine: &str, one_in: u64) -> anyhow::Result<Self> {
         let real = |case: &&Case| case.outcome == "passed" && case.predictions > 0;
         let ran: BTreeSet<&str> = wrong.iter().map(|case| case.id.as_str()).collect();
         let count = |cases: &mut dyn Iterator<Item = &Case>| {
@@ -272,7 +277,7 @@ impl Planted {
         let (passed, of) = (planted.passed.values().sum::<u64>(), planted.of.values().sum::<u64>());
         println!("planted wrong engine: {engine} passes {passed} of {of}");
         ensure!(
-            passed * 4 <= of,
+            passed * one_in <= of,
             "the tests pass {passed} of {of} with {engine} outputs: they prove nothing"
         );
         Ok(planted)
@@ -453,7 +458,9 @@ fn collect(folder: &Path, only: Option<&str>, paths: &mut Vec<PathBuf>) -> anyho
     for path in entries {
         let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
         if path.is_dir() {
-            collect(&path, only, paths)?;
+            if name != LEFT_OUT {
+                collect(&path, only, paths)?;
+            }
         } else if name.starts_with("test_")
             && name.ends_with(".py")
             && only.is_none_or(|only| path.to_string_lossy().contains(only))
@@ -464,7 +471,7 @@ fn collect(folder: &Path, only: Option<&str>, paths: &mut Vec<PathBuf>) -> anyho
     Ok(())
 }
 
-/// The failures that are known, with the reason of each: a pattern is a part of the test's name.
+/// The failures that are known, with the reason of each: a pattern is a part of the test's name, or with `$` its end.
 fn expected(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("{} is missing", path.display()))?;
     let expected: BTreeMap<String, String> = toml::from_str(&text)
@@ -479,7 +486,10 @@ fn expected(path: &Path) -> anyhow::Result<BTreeMap<String, String>> {
 fn judge(cases: &[Case], expected: &BTreeMap<String, String>) -> anyhow::Result<()> {
     let mut surprises = 0;
     for case in cases {
-        let pattern = expected.keys().find(|pattern| case.id.contains(pattern.as_str()));
+        let pattern = expected.keys().find(|pattern| match pattern.strip_suffix('$') {
+            Some(end) => case.id.ends_with(end),
+            None => case.id.contains(pattern.as_str()),
+        });
         match (case.outcome.as_str(), pattern) {
             ("failed", None) => {
                 surprises += 1;

@@ -10,7 +10,7 @@ use spec::one_hot_encoder::{CategoryType, HandleUnknown};
 use super::{Answer, Built, Compute, Features, array, numbers, wrong};
 use crate::convert;
 use crate::decode::DecodeError;
-use crate::description::{FeatureKind, KeyType, ModelDescription};
+use crate::description::{Feature, FeatureKind, KeyType, ModelDescription};
 use crate::error::KernelError;
 use crate::feature::{Input, Key, Output};
 use crate::model::Limits;
@@ -146,15 +146,32 @@ impl Compute for FeatureVectorizer {
 
 struct DictionaryVectorizer {
     places: HashMap<Key, usize>,
+    sparse: bool,
 }
 
-pub(super) fn dictionary_vectorizer(model: &spec::DictVectorizer) -> Result<Built, DecodeError> {
+/// The output is what the description says: an array with a place for each key of the mapping, or a dictionary by those places,
+/// which is what coremltools writes for scikit-learn's. A key without a place is left out, as scikit-learn leaves it: coremltools
+/// tests that Core ML does so, whatever `DictVectorizer.proto` says.
+pub(super) fn dictionary_vectorizer(
+    model: &spec::DictVectorizer,
+    description: &ModelDescription,
+) -> Result<Built, DecodeError> {
     let places = match &model.map {
         Some(Map::StringToIndex(keys)) => places(keys.vector.iter().cloned().map(Key::String))?,
         Some(Map::Int64ToIndex(keys)) => places(keys.vector.iter().copied().map(Key::Int64))?,
         None => return Err(DecodeError::corrupt("dictionary vectorizer", "it maps nothing")),
     };
-    Ok(Built::one(DictionaryVectorizer { places }))
+    let sparse = match &description.outputs[..] {
+        [Feature { kind: FeatureKind::Dictionary { dictionary }, .. }] => {
+            if dictionary.key == KeyType::String {
+                let what = "a dictionary vectorizer whose sparse output has text keys";
+                return Err(DecodeError::Unsupported(what.into()));
+            }
+            true
+        }
+        _ => false,
+    };
+    Ok(Built::one(DictionaryVectorizer { places, sparse }))
 }
 
 impl Compute for DictionaryVectorizer {
@@ -164,12 +181,14 @@ impl Compute for DictionaryVectorizer {
             Some(other) => return Err(wrong("a dictionary", &other)),
             None => return Err(KernelError::value("the input is missing")),
         };
-        let mut all = vec![0.0; self.places.len()];
-        for (key, x) in entries {
-            let place = self.places.get(key);
-            let place = place.ok_or_else(|| KernelError::value(format!("{key:?} is not in the mapping")))?;
-            all[*place] = *x;
-        }
-        Ok(Answer::One(array(vec![all.len()], all)))
+        let placed = entries.iter().filter_map(|(key, x)| Some((*self.places.get(key)?, *x)));
+        Ok(Answer::One(if self.sparse {
+            let key = |place| i64::try_from(place).ok().map(Key::Int64);
+            Output::Dictionary(placed.filter_map(|(place, x)| Some((key(place)?, x))).collect())
+        } else {
+            let mut all = vec![0.0; self.places.len()];
+            placed.for_each(|(place, x)| all[place] = x);
+            array(vec![all.len()], all)
+        }))
     }
 }

@@ -270,7 +270,9 @@ impl Estimator {
             ModelType::FeatureVectorizer(model) => {
                 ("featureVectorizer", encoding::feature_vectorizer(model, description, limits)?)
             }
-            ModelType::DictVectorizer(model) => ("dictVectorizer", encoding::dictionary_vectorizer(model)?),
+            ModelType::DictVectorizer(model) => {
+                ("dictVectorizer", encoding::dictionary_vectorizer(model, description)?)
+            }
             ModelType::Imputer(model) => ("imputer", scaling::imputer(model)?),
             ModelType::Scaler(model) => ("scaler", scaling::scaler(model)),
             ModelType::Normalizer(model) => ("normalizer", scaling::normalizer(model)?),

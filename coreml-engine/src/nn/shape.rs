@@ -98,6 +98,11 @@ fn permute(cx: &mut Context<'_>, p: &spec::PermuteLayerParams) -> Result<Blob, O
 fn transpose(cx: &mut Context<'_>, p: &spec::TransposeLayerParams) -> Result<Blob, OpError> {
     let x = cx.one()?;
     let axes: Vec<usize> = p.axes.iter().map(|&axis| usize::try_from(axis).unwrap_or(usize::MAX)).collect();
+    // coremltools writes these three for an image, whose batch of one it does not count (`make_image_input`, NHWC).
+    if axes == [1, 2, 0] && x.rank() == 4 && x.dims[0] == Some(1) {
+        let x = cx.squeeze(&x, &[0])?;
+        return cx.transpose(&x, &axes);
+    }
     cx.transpose(&x, &axes)
 }
 
@@ -151,10 +156,12 @@ pub(super) fn not_scalar(cx: &mut Context<'_>, x: Blob) -> Result<Blob, OpError>
 fn squeeze(cx: &mut Context<'_>, p: &spec::SqueezeLayerParams) -> Result<Blob, OpError> {
     let x = cx.one()?;
     let mut axes: Vec<usize> = if p.squeeze_all {
-        if x.dims.iter().any(Option::is_none) {
+        let kept: Vec<usize> = (0..x.rank()).filter(|&axis| x.dims[axis] != Some(1)).collect();
+        // A dimension of unknown size is kept if it is the only one: were it 1 as well, one would be kept all the same.
+        if kept.len() > 1 && kept.iter().any(|&axis| x.dims[axis].is_none()) {
             return Err(unsupported(format!("the removal of all dimensions of 1 from {}", x.words())));
         }
-        (0..x.rank()).filter(|&axis| x.dims[axis] == Some(1)).collect()
+        (0..x.rank()).filter(|axis| !kept.contains(axis)).collect()
     } else {
         p.axes.iter().map(|&axis| x.axis(axis)).collect::<Result<_, _>>()?
     };
