@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::SystemTime;
 
 use anyhow::{Context, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::models;
@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
 }
 
 /// One line of the table.
-#[derive(Serialize)]
+#[derive(Deserialize, Serialize)]
 struct Row {
     name: String,
     nanoseconds: f64,
@@ -47,7 +47,7 @@ const BOUNDS: &[(&str, f64)] = &[
     ("round trip/client", 1.3),
     ("throughput of 1 ms/client/1", 1.0 / 0.99),
     ("throughput of 1 ms/client/2", 1.0 / 0.99),
-    ("streaming/streamed", 1.05),
+    ("streaming/until the last piece", 1.05),
     ("a token/after 512", 1.25),
     ("four texts/at once", 1.1),
 ];
@@ -104,7 +104,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     };
     let build = ["bench", "--quiet", "--package", "benches", "--no-run"];
     visible(plain(&build).current_dir(root))?;
-    let of_client = |group| ["bench", "--quiet", "--package", "benches", "--bench", "client", "--", group];
+    let of_client = ["bench", "--quiet", "--package", "benches", "--bench", "client", "--"];
     let others = [
         "bench",
         "--quiet",
@@ -118,7 +118,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         "text",
         "--",
     ];
-    for mut command in [taskset(&of_client("round trip")), plain(&of_client("throughput")), plain(&others)] {
+    for mut command in [taskset(&of_client), plain(&others)] {
         command.current_dir(root);
         if arguments.quick {
             command.args(["--warm-up-time", "0.5", "--measurement-time", "2", "--sample-size", "20"]);
@@ -127,6 +127,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         visible(&mut command)?;
     }
     let mut rows = criterion(&figures(root), began)?;
+    rows.extend(in_turn(root, arguments.quick)?);
     if arguments.against.is_some() {
         rows.extend(against_onnxruntime(root, arguments)?);
     }
@@ -144,8 +145,18 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is timed in turn, and not by criterion.
+fn in_turn(root: &Path, quick: bool) -> anyhow::Result<Vec<Row>> {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(root).args(["bench", "--quiet", "--package", "benches", "--bench", "in_turn", "--"]);
+    command.arg("--json").args(quick.then_some("--quick")).stderr(std::process::Stdio::inherit());
+    let output = command.output().context("cargo does not start")?;
+    ensure!(output.status.success(), "{command:?} failed: {}", output.status);
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
 /// What the other benches of a group are compared with, by its name.
-const REFERENCES: [&str; 4] = ["bare", "direct", "after 16", "one after another"];
+const REFERENCES: [&str; 3] = ["bare", "after 16", "one after another"];
 
 /// Medians that criterion left since `began`, each with the reference of its group that has the same parameter. A ratio is of one run,
 /// so what an earlier one left is not looked at.

@@ -263,8 +263,9 @@ impl Compute for Classifier {
         };
         let mut pairwise = vec![vec![0.0; classes]; classes];
         for (((i, j), decision), &(a, b)) in pairs.zip(&decisions).zip(sigmoids) {
-            // Not `clamp`: libsvm's own bounds make the least of a decision that is no number.
-            let p = super::linear::logistic(-(decision * a + b)).max(1e-7).min(1.0 - 1e-7);
+            let p = super::linear::logistic(-(decision * a + b));
+            // libsvm's bounds make the least of a decision that is no number.
+            let p = if p.is_nan() { 1e-7 } else { p.clamp(1e-7, 1.0 - 1e-7) };
             pairwise[i][j] = p;
             pairwise[j][i] = 1.0 - p;
         }
