@@ -9,4 +9,12 @@ fn twice(model: &CoreMlHandle, inputs: &Features, state: &mut State) {
     let _ = model.predict_with(inputs, second);
 }
 
+fn at_once(model: &CoreMlHandle, inputs: &Features, state: &mut State) {
+    let options = PredictOptions { state: Some(&mut *state), ..PredictOptions::default() };
+    let first = model.predict_async(inputs, options);
+    let options = PredictOptions { state: Some(&mut *state), ..PredictOptions::default() };
+    let second = model.predict_async(inputs, options);
+    drop((first, second));
+}
+
 fn main() {}
