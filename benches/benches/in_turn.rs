@@ -1,5 +1,6 @@
-//! Where one way is to cost hardly more than another: predictions through the client against direct calls, and a text as a stream
-//! against the thread that makes it. Timed in turn; `--json` prints the figures for programs, `--quick` takes fewer rounds.
+//! Where one way is to cost hardly more than another: predictions through the client against direct calls; a text as a stream against
+//! the thread that makes it, a token late in a text against an early one, and four texts at once against the same in turn, on the
+//! language model of the repository. Timed in turn; `--json` prints the figures for programs, `--quick` takes fewer rounds.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -11,14 +12,14 @@ use coreml_bridge::{Bridge, Config, CoreMlHandle, Features, PredictOptions, Stat
 use coreml_client::{InferenceRequest, ModelClient};
 use coreml_testing::FakeBridge;
 use coreml_text::{Generation, TextModel, TextStream};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future};
 use tokio::sync::oneshot;
 
 fn main() {
     let has = |option: &str| std::env::args().any(|argument| argument == option);
     let rounds = if has("--quick") { 5 } else { 40 };
     let mut figures = throughput(rounds);
-    figures.extend(streaming(rounds));
+    figures.extend(text(rounds));
     if has("--json") {
         println!("{}", serde_json::to_string(&figures).expect("figures are JSON"));
         return;
@@ -163,60 +164,83 @@ fn direct(
 
 const TOKENS: usize = 64;
 
-/// A text of the repository's language model, always the likeliest token: a bare loop of predictions; what the inference thread spends
-/// on the stream, and the time until its last piece has arrived, both of the same text.
-fn streaming(rounds: usize) -> Vec<Figure> {
+/// Some beginning of a text, `count` tokens long; texts with different numbers share nothing.
+fn prompt(count: usize, number: usize) -> Vec<u32> {
+    (0..count).map(|i| u32::try_from(300 + (i * 37 + number * 611) % 3_500).expect("small")).collect()
+}
+
+/// Texts of the repository's language model, always the likeliest token.
+fn text(rounds: usize) -> Vec<Figure> {
     let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/handbook/handbook.mlpackage");
     let runtime = &tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let client = ModelClient::builder().threads(1).intra_op_threads(1).build();
     let model = &runtime.block_on(TextModel::load(&client, &package)).expect("it loads");
     let config = Config { threads: std::num::NonZeroU32::new(1), ..Config::default() };
     let handle = &Bridge::platform().load(&package, &config).expect("it loads");
-    // Less than what a memory is copied for, so that each text is read from its beginning on both sides.
-    let prompt: &Vec<u32> = &(0..8).map(|i| 300 + i * 37).collect();
-    let stream = || model.start(prompt.clone(), Generation { most: TOKENS, ..Generation::default() });
-    let stream = move || stream().expect("it starts");
-    assert_eq!(runtime.block_on(streamed(stream())), loop_of_predictions(handle, prompt, TOKENS));
-
+    let start = |prompt: &[u32], most| {
+        let generation = Generation { most, ..Generation::default() };
+        model.start(prompt.to_vec(), generation).expect("it starts")
+    };
+    let complete =
+        |prompt: &[u32], most| runtime.block_on(start(prompt, most).complete()).expect("it goes on").timings;
     let timed = |work: &dyn Fn()| {
         let begin = Instant::now();
         work();
         begin.elapsed()
     };
-    let tokens: Vec<Way<'_>> = vec![
-        (
-            format!("{TOKENS} tokens/loop of predictions"),
-            Box::new(|| timed(&|| drop(loop_of_predictions(handle, prompt, TOKENS)))),
-        ),
-        (
-            format!("{TOKENS} tokens/streamed"),
-            Box::new(|| timed(&|| drop(runtime.block_on(streamed(stream()))))),
-        ),
-    ];
-    let mut figures = in_turn(rounds, tokens);
+
+    // Less than what a memory is copied for, so that each text is read from its beginning on both sides.
+    let short = &prompt(8, 0);
+    let made = || runtime.block_on(streamed(start(short, TOKENS)));
+    assert_eq!(made(), loop_of_predictions(handle, short, TOKENS));
+    let bare: Way<'_> = (
+        format!("{TOKENS} tokens/loop of predictions"),
+        Box::new(|| timed(&|| drop(loop_of_predictions(handle, short, TOKENS)))),
+    );
+    let stream: Way<'_> = (format!("{TOKENS} tokens/streamed"), Box::new(|| timed(&|| drop(made()))));
+    let mut figures = in_turn(rounds, vec![bare, stream]);
 
     // Of one text each round, so that nothing but the stream is between the two.
-    let spent = &std::cell::Cell::new(None);
-    let pair = move || {
-        let begin = Instant::now();
-        let timings = runtime.block_on(stream().complete()).expect("it goes on").timings;
-        (timings.prompt + timings.decode, begin.elapsed())
-    };
-    let other = |mine: fn((Duration, Duration)) -> Duration| {
+    let spent = std::cell::Cell::new(None);
+    let half = |mine: fn((Duration, Duration)) -> Duration| {
+        let spent = &spent;
         move || {
+            let begin = Instant::now();
             let both = spent.take().unwrap_or_else(|| {
-                let both = pair();
+                let timings = complete(short, TOKENS);
+                let both = (timings.prompt + timings.decode, begin.elapsed());
                 spent.set(Some(both));
                 both
             });
             mine(both)
         }
     };
-    let stream: Vec<Way<'_>> = vec![
-        ("streaming/on the inference thread".to_owned(), Box::new(other(|(inside, _)| inside))),
-        ("streaming/until the last piece".to_owned(), Box::new(other(|(_, all)| all))),
+    let ways: Vec<Way<'_>> = vec![
+        ("streaming/on the inference thread".to_owned(), Box::new(half(|(inside, _)| inside))),
+        ("streaming/until the last piece".to_owned(), Box::new(half(|(_, all)| all))),
     ];
-    figures.extend(in_turn(rounds, stream));
+    figures.extend(in_turn(rounds, ways));
+
+    // The inference thread's own time in making tokens, not in reading the prompt.
+    let tokens = [16, 512].map(|count| {
+        const EACH: u32 = 16;
+        let prompt = prompt(count, 1);
+        let decode = move || complete(&prompt, 1 + EACH as usize).decode / EACH;
+        (format!("a token/after {count}"), Box::new(decode) as Box<dyn FnMut() -> Duration>)
+    });
+    figures.extend(in_turn(rounds, tokens.into()));
+
+    let prompts: &Vec<_> = &(2..6).map(|number| prompt(8, number)).collect();
+    let one_by_one = || prompts.iter().for_each(|p| drop(runtime.block_on(streamed(start(p, TOKENS)))));
+    let at_once = || {
+        let texts = prompts.iter().map(|p| streamed(start(p, TOKENS)));
+        drop(runtime.block_on(future::join_all(texts)));
+    };
+    let ways: Vec<Way<'_>> = vec![
+        ("four texts/one after another".to_owned(), Box::new(|| timed(&one_by_one))),
+        ("four texts/at once".to_owned(), Box::new(|| timed(&at_once))),
+    ];
+    figures.extend(in_turn(rounds.min(20), ways));
     figures
 }
 

@@ -105,19 +105,8 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let build = ["bench", "--quiet", "--package", "benches", "--no-run"];
     visible(plain(&build).current_dir(root))?;
     let of_client = ["bench", "--quiet", "--package", "benches", "--bench", "client", "--"];
-    let others = [
-        "bench",
-        "--quiet",
-        "--package",
-        "benches",
-        "--bench",
-        "registry",
-        "--bench",
-        "engine",
-        "--bench",
-        "text",
-        "--",
-    ];
+    let others =
+        ["bench", "--quiet", "--package", "benches", "--bench", "registry", "--bench", "engine", "--"];
     for mut command in [taskset(&of_client), plain(&others)] {
         command.current_dir(root);
         if arguments.quick {
@@ -155,8 +144,8 @@ fn in_turn(root: &Path, quick: bool) -> anyhow::Result<Vec<Row>> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// What the other benches of a group are compared with, by its name.
-const REFERENCES: [&str; 3] = ["bare", "after 16", "one after another"];
+/// What the other benches of a group of criterion's are compared with, by its name.
+const REFERENCE: &str = "bare";
 
 /// Medians that criterion left since `began`, each with the reference of its group that has the same parameter. A ratio is of one run,
 /// so what an earlier one left is not looked at.
@@ -192,12 +181,10 @@ fn criterion(figures: &Path, began: SystemTime) -> anyhow::Result<Vec<Row>> {
 fn reference(name: &str, medians: &BTreeMap<String, f64>) -> Option<String> {
     let parts: Vec<&str> = name.split('/').collect();
     let (group, rest) = parts.split_first()?;
-    REFERENCES.iter().find_map(|base| {
-        let mut candidate = vec![*group, *base];
-        candidate.extend(rest.iter().skip(1));
-        let candidate = candidate.join("/");
-        (candidate != name && medians.contains_key(&candidate)).then_some(candidate)
-    })
+    let mut candidate = vec![*group, REFERENCE];
+    candidate.extend(rest.iter().skip(1));
+    let candidate = candidate.join("/");
+    (candidate != name && medians.contains_key(&candidate)).then_some(candidate)
 }
 
 /// The engine and ONNX Runtime take turns, and the least of each counts: what other programs take away is noise, and noise only adds.
