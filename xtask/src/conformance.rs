@@ -241,7 +241,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         for engine in PLANTED {
             let wrong = suite.cases(engine, arguments.planted_sample.as_deref().or(sample))?;
             // A few tests do not look at numbers, and a part of the suite may have many of these.
-            let one_in = if arguments.only.is_some() { 3 } else { 20 };
+            let one_in = if arguments.only.is_some() { 2 } else { 20 };
             planted.push(Planted::of(&wrong, &cases, engine, one_in)?);
         }
         if arguments.ledger {
