@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use benches::{Figure, Way, bare_workers, in_turn, inputs};
+use benches::{Figure, Way, bare_workers, compared, in_turn, inputs};
 use coreml_bridge::{Bridge, Config, CoreMlHandle, Features, PredictOptions, State, Tensor};
 use coreml_client::{InferenceRequest, ModelClient};
 use coreml_testing::FakeBridge;
@@ -203,25 +203,16 @@ fn text(rounds: usize) -> Vec<Figure> {
     let mut figures = in_turn(rounds, vec![bare, stream]);
 
     // Of one text each round, so that nothing but the stream is between the two.
-    let spent = std::cell::Cell::new(None);
-    let half = |mine: fn((Duration, Duration)) -> Duration| {
-        let spent = &spent;
-        move || {
-            let begin = Instant::now();
-            let both = spent.take().unwrap_or_else(|| {
-                let timings = complete(short, TOKENS);
-                let both = (timings.prompt + timings.decode, begin.elapsed());
-                spent.set(Some(both));
-                both
-            });
-            mine(both)
-        }
+    let pair = |_| {
+        let begin = Instant::now();
+        let timings = complete(short, TOKENS);
+        (timings.prompt + timings.decode, begin.elapsed())
     };
-    let ways: Vec<Way<'_>> = vec![
-        ("streaming/on the inference thread".to_owned(), Box::new(half(|(inside, _)| inside))),
-        ("streaming/until the last piece".to_owned(), Box::new(half(|(_, all)| all))),
-    ];
-    figures.extend(in_turn(rounds, ways));
+    let (inside, all) = (0..rounds).map(pair).unzip();
+    figures.extend(compared(vec![
+        ("streaming/on the inference thread".to_owned(), inside),
+        ("streaming/until the last piece".to_owned(), all),
+    ]));
 
     // The inference thread's own time in making tokens, not in reading the prompt.
     let tokens = [16, 512].map(|count| {

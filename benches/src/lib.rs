@@ -87,7 +87,7 @@ pub struct Figure {
 /// ```
 #[must_use]
 pub fn in_turn(rounds: usize, mut ways: Vec<Way<'_>>) -> Vec<Figure> {
-    let mut times: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
+    let mut times: Vec<Vec<Duration>> = vec![Vec::new(); ways.len()];
     for round in 0..=rounds {
         let mut order: Vec<usize> = (0..ways.len()).collect();
         if round % 2 == 1 {
@@ -96,19 +96,37 @@ pub fn in_turn(rounds: usize, mut ways: Vec<Way<'_>>) -> Vec<Figure> {
         for way in order {
             let took = (ways[way].1)();
             if round > 0 {
-                times[way].push(took.as_secs_f64() * 1e9);
+                times[way].push(took);
             }
         }
     }
-    let first = times.first().cloned().unwrap_or_default();
-    let reference = ways.first().map(|(name, _)| name.clone());
-    let figure = |(way, ((name, _), times)): (usize, (Way<'_>, Vec<f64>))| {
-        let ratios = times.iter().zip(&first).map(|(time, first)| time / first).collect();
-        let (reference, ratio) =
-            if way == 0 { (None, None) } else { (reference.clone(), Some(median(ratios))) };
-        Figure { name, nanoseconds: median(times), reference, ratio }
+    compared(ways.into_iter().map(|(name, _)| name).zip(times).collect())
+}
+
+/// The times of several ways, round by round, against those of the first.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let rounds = [1, 2, 8].map(Duration::from_secs);
+/// let ways = vec![("once".into(), rounds.to_vec()), ("thrice".into(), rounds.map(|time| 3 * time).to_vec())];
+/// let figures = benches::compared(ways);
+/// assert_eq!((figures[0].nanoseconds, figures[0].ratio, figures[1].ratio), (2e9, None, Some(3.0)));
+/// ```
+#[must_use]
+pub fn compared(ways: Vec<(String, Vec<Duration>)>) -> Vec<Figure> {
+    let Some((reference, first)) = ways.first().cloned() else { return Vec::new() };
+    let nanoseconds = |time: &Duration| time.as_secs_f64() * 1e9;
+    let figure = |(way, (name, times)): (usize, (String, Vec<Duration>))| {
+        let ratios = times.iter().zip(&first).map(|(time, first)| time.div_duration_f64(*first)).collect();
+        Figure {
+            name,
+            nanoseconds: median(times.iter().map(nanoseconds).collect()),
+            reference: (way > 0).then(|| reference.clone()),
+            ratio: (way > 0).then(|| median(ratios)),
+        }
     };
-    ways.into_iter().zip(times).enumerate().map(figure).collect()
+    ways.into_iter().enumerate().map(figure).collect()
 }
 
 fn median(mut numbers: Vec<f64>) -> f64 {

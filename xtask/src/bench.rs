@@ -87,28 +87,9 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         println!("no `taskset` here: the round trip is not held on one core, and its ratio says less");
     }
     let began = SystemTime::now();
-    let taskset = |arguments: &[&str]| {
-        if !on_one_core {
-            let mut command = Command::new(env!("CARGO"));
-            command.args(arguments);
-            return command;
-        }
-        let mut command = Command::new("taskset");
-        command.args(["-c", "0", env!("CARGO")]).args(arguments);
-        command
-    };
-    let plain = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO"));
-        command.args(arguments);
-        command
-    };
-    let build = ["bench", "--quiet", "--package", "benches", "--no-run"];
-    visible(plain(&build).current_dir(root))?;
-    let of_client = ["bench", "--quiet", "--package", "benches", "--bench", "client", "--"];
-    let others =
-        ["bench", "--quiet", "--package", "benches", "--bench", "registry", "--bench", "engine", "--"];
-    for mut command in [taskset(&of_client), plain(&others)] {
-        command.current_dir(root);
+    visible(bench(root, &[], false).arg("--no-run"))?;
+    for mut command in [bench(root, &["client"], on_one_core), bench(root, &["registry", "engine"], false)] {
+        command.arg("--");
         if arguments.quick {
             command.args(["--warm-up-time", "0.5", "--measurement-time", "2", "--sample-size", "20"]);
         }
@@ -134,11 +115,24 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `cargo bench` with these benches, or with all if none is named.
+fn bench(root: &Path, names: &[&str], on_one_core: bool) -> Command {
+    let mut command = if on_one_core {
+        let mut command = Command::new("taskset");
+        command.args(["-c", "0", env!("CARGO")]);
+        command
+    } else {
+        Command::new(env!("CARGO"))
+    };
+    command.current_dir(root).args(["bench", "--quiet", "--package", "benches"]);
+    command.args(names.iter().flat_map(|name| ["--bench", name]));
+    command
+}
+
 /// What is timed in turn, and not by criterion.
 fn in_turn(root: &Path, quick: bool) -> anyhow::Result<Vec<Row>> {
-    let mut command = Command::new(env!("CARGO"));
-    command.current_dir(root).args(["bench", "--quiet", "--package", "benches", "--bench", "in_turn", "--"]);
-    command.arg("--json").args(quick.then_some("--quick")).stderr(std::process::Stdio::inherit());
+    let mut command = bench(root, &["in_turn"], false);
+    command.args(["--", "--json"]).args(quick.then_some("--quick")).stderr(std::process::Stdio::inherit());
     let output = command.output().context("cargo does not start")?;
     ensure!(output.status.success(), "{command:?} failed: {}", output.status);
     Ok(serde_json::from_slice(&output.stdout)?)
