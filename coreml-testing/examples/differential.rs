@@ -1,6 +1,6 @@
 //! Holds Core ML (or, off Apple and with the feature `objc`, the Objective-C shim on its work-alike) against the portable
-//! engine, on every model of the repository. `cargo xtask differential` runs it, and `cargo xtask shim` on what is committed;
-//! the arguments choose models: those whose path contains one of them.
+//! engine, on every model of the repository. `cargo xtask differential` runs it, and `cargo xtask shim` on what is committed
+//! (`--committed`); another argument chooses models by their path.
 
 use std::{
     collections::BTreeMap,
@@ -12,8 +12,11 @@ use std::{
 use coreml_bridge::Bridge;
 use coreml_testing::differential::{Verdict, compare};
 
-/// Where models are; below them, all that there are.
-const FOLDERS: [&str; 2] = ["models", "coreml-engine/tests/fixtures"];
+/// Where models are committed; below them, all that there are.
+const COMMITTED: [&str; 4] =
+    ["models/digits", "models/handbook", "models/judge", "coreml-engine/tests/fixtures"];
+/// Where `cargo xtask models` brings others, whose predictions take longer.
+const BROUGHT: &str = "models/cache";
 /// Models whose answers are chance: no document says which numbers come.
 const CHANCE: &str = "random";
 
@@ -60,15 +63,21 @@ fn main() -> ExitCode {
     let kept = root.join("target/differential");
     // Answers of another run would mislead.
     let _ = fs::remove_dir_all(&kept);
-    let chosen: Vec<String> = std::env::args().skip(1).collect();
+    let only = std::env::args().nth(1).unwrap_or_default();
     let mut found = Vec::new();
-    FOLDERS.iter().for_each(|folder| models(&root.join(folder), &mut found));
+    COMMITTED.iter().for_each(|folder| models(&root.join(folder), &mut found));
+    let only = if only == "--committed" {
+        ""
+    } else {
+        models(&root.join(BROUGHT), &mut found);
+        &only
+    };
     found.sort();
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     let mut count = |what| *counts.entry(what).or_default() += 1;
     for path in &found {
         let name = path.strip_prefix(&root).unwrap_or(path).display().to_string();
-        if !chosen.is_empty() && !chosen.iter().any(|part| name.contains(part)) {
+        if !name.contains(only) {
             continue;
         }
         let is_chance = path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(CHANCE));

@@ -12,9 +12,9 @@ use crate::run;
 /// What is compared.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Only models whose path contains this; may be given several times.
+    /// Only models whose path contains this.
     #[arg(long, value_name = "TEXT")]
-    only: Vec<String>,
+    only: Option<String>,
     /// Off Apple: the Objective-C shim on its work-alike in the place of Core ML (needs clang and GNUstep).
     #[arg(long)]
     workalike: bool,
@@ -31,5 +31,5 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     cargo.current_dir(root);
     cargo.args(["run", "--quiet", "--package", "coreml-testing", "--features", features]);
     cargo.args(["--example", "differential", "--"]);
-    run::visible(cargo.args(&arguments.only))
+    run::visible(cargo.args(arguments.only.as_deref()))
 }

@@ -454,16 +454,13 @@ fn build_suites(root: &Path) -> Result<BTreeMap<(String, String), PathBuf>> {
 
 /// The package and the example that hold two bridges against one another.
 const DIFFERENTIAL: (&str, &str) = ("coreml-testing", "differential");
-/// Where models are committed. Those that are brought take minutes.
-const COMMITTED: [&str; 4] =
-    ["coreml-engine/tests/fixtures/", "models/digits/", "models/handbook/", "models/judge/"];
 
 /// Asks the shim, and the engine that is behind its work-alike, the same.
 fn check_answers(root: &Path, programs: &BTreeMap<(String, String), PathBuf>) -> Result<()> {
     let (package, example) = DIFFERENTIAL;
     let program = programs.get(&(package.to_owned(), example.to_owned()));
     let program = program.with_context(|| format!("{package} has no example {example}"))?;
-    output(Command::new(program).current_dir(root).args(COMMITTED)).map(drop)
+    output(Command::new(program).current_dir(root).arg("--committed")).map(drop)
 }
 
 /// Runs the suites on the shim, the engine and the fake; all must run all of them.
