@@ -54,18 +54,17 @@ fn description(path: &str) -> Option<String> {
 
 /// Twice x; or the sum so far, for the model that has one; or what was given, for the model that takes every kind.
 fn compute(inputs: &Features, states: &mut Features) -> Result<Features, String> {
-    let numbers =
-        |tensor: &Tensor| tensor.cast(Dtype::Float32).to_vec::<f32>().map_err(|error| error.to_string());
+    let numbers = |tensor: &Tensor| tensor.cast(Dtype::Float32).to_vec::<f32>().unwrap();
     let Ok(x) = inputs.tensor("x") else { return Ok(inputs.clone()) };
-    let Ok(sum) = states.tensor("sum") else {
-        let doubled = numbers(x)?.iter().map(|x| 2.0 * x).collect();
-        return Ok(Features::new()
-            .with("y", Tensor::from_vec(x.shape(), doubled).map_err(|error| error.to_string())?));
+    let y = if let Ok(sum) = states.tensor("sum") {
+        let total = numbers(sum).iter().zip(numbers(x)).map(|(sum, x)| sum + x).collect();
+        let total = Tensor::from_vec(x.shape(), total).unwrap().cast(Dtype::Float16);
+        states.insert("sum", total.clone());
+        total
+    } else {
+        Tensor::from_vec(x.shape(), numbers(x).iter().map(|x| 2.0 * x).collect()).unwrap()
     };
-    let total = numbers(sum)?.iter().zip(numbers(x)?).map(|(sum, x)| sum + x).collect();
-    let total = Tensor::from_vec(x.shape(), total).map_err(|error| error.to_string())?.cast(Dtype::Float16);
-    states.insert("sum", total.clone());
-    Ok(Features::new().with("y", total))
+    Ok(Features::new().with("y", y))
 }
 
 fn subject_behaving(behave: fn(&mut Behaviour)) -> Subject {
