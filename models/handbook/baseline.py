@@ -65,3 +65,17 @@ class FiveGram:
             lower = p[order - 1 :]
             p[order - 1 :] = np.where(known, own + rest * lower, lower)
         return np.log(p)
+
+
+def windows(count: int, length: int) -> range:
+    """Where the windows of a text of `count` tokens begin; the first half of each is only context."""
+    return range(0, count - length - 1, length // 2)
+
+
+def asked(starts: range, length: int) -> NDArray[np.intp]:
+    """The tokens of these windows that a model is asked for."""
+    return np.concatenate([np.arange(start + length // 2 + 1, start + length + 1) for start in starts])
+
+
+def perplexity(log_p: NDArray[np.float64]) -> float:
+    return round(float(np.exp(-log_p.mean())), 2)

@@ -16,9 +16,14 @@ import html.parser
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 HELD_OUT_EVERY = 40
-BETWEEN = "\n<|end|>\n"
+END = "<|end|>"
+BETWEEN = f"\n{END}\n"
 
 SOURCES = (
     ("usr/share/doc/python3.11/html/_sources", "*.rst.txt"),
@@ -77,6 +82,13 @@ def documents(root: Path) -> Iterator[tuple[str, str]]:
             if len(text) > 500 and digest not in seen:
                 seen.add(digest)
                 yield str(path.relative_to(root)), text
+
+
+def tokens(words: Tokenizer, file: Path) -> list[int]:
+    """The tokens of a file that this script wrote, the end of each document among them."""
+    texts = file.read_text(encoding="utf-8").split(BETWEEN)
+    end = words.token_to_id(END)
+    return [i for text in words.encode_batch(texts) for i in (*text.ids, end)]
 
 
 def main() -> None:

@@ -21,11 +21,12 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from baseline import FiveGram
+from baseline import FiveGram, asked, perplexity, windows
+from corpus import END
+from corpus import tokens as encoded
 from model import Llama
 from shape import Shape
 
-END = "<|end|>"
 SEED = 20261123
 
 
@@ -46,9 +47,7 @@ def tokenizer(data: Path) -> None:
     words.train_from_iterator((text[i : i + 10_000] for i in range(0, len(text), 80_000)), trainer)
     words.save(str(data / "tokenizer.json"))
     for part in ("train", "held_out"):
-        documents = (data / f"{part}.txt").read_text(encoding="utf-8").split(f"\n{END}\n")
-        end = words.token_to_id(END)
-        ids = [i for e in words.encode_batch(documents) for i in (*e.ids, end)]
+        ids = encoded(words, data / f"{part}.txt")
         np.array(ids, dtype=np.uint16).tofile(data / f"{part}.u16")
         print(f"{part}: {len(ids) / 1e6:.2f} million tokens")
 
@@ -135,18 +134,15 @@ def compare(data: Path, length: int) -> None:
     model = Llama(Shape())
     saved = torch.load(data / "checkpoint.pt")
     model.load_state_dict(saved["model"])
-    windows = range(0, len(held_out) - length - 1, length // 2)
     loss = held_out_loss(model, held_out, length, len(held_out))
     grams = FiveGram(ids.numpy(), Shape.vocabulary)
-    log_p = grams.log_probabilities(held_out.numpy())
-    # The tokens that the model was asked for.
-    asked = np.concatenate([np.arange(s + length // 2 + 1, s + length + 1) for s in windows])
+    places = asked(windows(len(held_out), length), length)
     figures = {
         "training tokens": len(ids),
         "steps": saved["step"],
-        "held-out tokens": len(asked),
+        "held-out tokens": len(places),
         "perplexity": round(math.exp(loss), 2),
-        "perplexity of the 5-gram model": round(math.exp(-log_p[asked].mean()), 2),
+        "perplexity of the 5-gram model": perplexity(grams.log_probabilities(held_out.numpy())[places]),
     }
     print(json.dumps(figures, indent=2))
     (data / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
