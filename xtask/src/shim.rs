@@ -53,7 +53,7 @@ pub(crate) fn run(root: &Path, known: Option<&Path>) -> Result<()> {
     })?;
     // Not part of the time: what cargo builds for it has its own.
     let (built, before) = (Instant::now(), worked());
-    let programs = build_suites(root)?;
+    let programs = build_programs(root)?;
     let (building, compiling) = (built.elapsed(), before.zip(worked()).map(|(before, after)| after - before));
     report.step(
         "the suites of all bridges, the bridge's and the client's, pass on shim, engine and fake",
@@ -425,46 +425,57 @@ fn gaps(declared: &BTreeSet<String>, file: &str, mounts: usize, listing: &str) -
     gaps
 }
 
-/// Builds the files of all suites; their programs, by package and file. In one go, and of the whole workspace, so that features are
-/// those of its tests and nothing below is built twice.
-fn build_suites(root: &Path) -> Result<BTreeMap<(String, String), PathBuf>> {
-    let mut cargo = Command::new("cargo");
-    cargo.current_dir(root).args(["test", "--workspace", "--quiet", "--no-run", "--message-format=json"]);
+/// Programs that cargo built, by package and target.
+type Programs = BTreeMap<(String, String), PathBuf>;
+
+/// The package and the example that hold two bridges against one another.
+const DIFFERENTIAL: (&str, &str) = ("coreml-testing", "differential");
+
+/// Builds the files of all suites and [`DIFFERENTIAL`]. Of the whole workspace, so that features are those of its tests and nothing
+/// below is built twice.
+fn build_programs(root: &Path) -> Result<Programs> {
+    let (package, example) = DIFFERENTIAL;
+    let mut features = vec!["--features".to_owned(), format!("{package}/objc")];
     let mut files = BTreeSet::from(["objc"]);
     for (package, mounts) in SUITES {
-        cargo.args(["--features", &format!("{package}/objc")]);
+        features.extend(["--features".to_owned(), format!("{package}/objc")]);
         files.extend(mounts.iter().map(|(file, _)| *file));
     }
-    for file in files {
-        cargo.args(["--test", file]);
-    }
-    let (package, example) = DIFFERENTIAL;
-    cargo.args(["--features", &format!("{package}/objc"), "--example", example]);
-    let mut programs = BTreeMap::new();
-    for line in output(&mut cargo)?.lines() {
-        let built: serde_json::Value = serde_json::from_str(line)?;
-        let (package, file) = (built["manifest_path"].as_str(), built["target"]["name"].as_str());
-        if let (Some(package), Some(file), Some(program)) = (package, file, built["executable"].as_str()) {
-            let package = Path::new(package).parent().context("a manifest is in a folder")?;
-            programs.insert((file_name(package)?, file.to_owned()), PathBuf::from(program));
+    let mut tests = Command::new("cargo");
+    tests.args(["test", "--no-run"]).args(files.iter().flat_map(|file| ["--test", file]));
+    // By itself: beside tests, an example is built as a test, which has no `main` of its own.
+    let mut examples = Command::new("cargo");
+    examples.args(["build", "--example", example]);
+    let mut programs = Programs::new();
+    for mut cargo in [tests, examples] {
+        cargo.current_dir(root).args(["--workspace", "--quiet", "--message-format=json"]).args(&features);
+        for line in output(&mut cargo)?.lines() {
+            let built: serde_json::Value = serde_json::from_str(line)?;
+            let (package, file) = (built["manifest_path"].as_str(), built["target"]["name"].as_str());
+            if let (Some(package), Some(file), Some(program)) = (package, file, built["executable"].as_str())
+            {
+                let package = Path::new(package).parent().context("a manifest is in a folder")?;
+                programs.insert((file_name(package)?, file.to_owned()), PathBuf::from(program));
+            }
         }
     }
     Ok(programs)
 }
 
-/// The package and the example that hold two bridges against one another.
-const DIFFERENTIAL: (&str, &str) = ("coreml-testing", "differential");
-
 /// Asks the shim, and the engine that is behind its work-alike, the same.
-fn check_answers(root: &Path, programs: &BTreeMap<(String, String), PathBuf>) -> Result<()> {
+fn check_answers(root: &Path, programs: &Programs) -> Result<()> {
     let (package, example) = DIFFERENTIAL;
     let program = programs.get(&(package.to_owned(), example.to_owned()));
     let program = program.with_context(|| format!("{package} has no example {example}"))?;
-    output(Command::new(program).current_dir(root).arg("--committed")).map(drop)
+    let said = output(Command::new(program).current_dir(root).arg("--committed"))?;
+    let summary = said.lines().last().unwrap_or_default();
+    // That it succeeds is not enough: what runs nothing succeeds, too.
+    ensure!(summary.contains(" the same"), "{example} compared nothing: {said}");
+    Ok(())
 }
 
 /// Runs the suites on the shim, the engine and the fake; all must run all of them.
-fn check_suites(root: &Path, programs: &BTreeMap<(String, String), PathBuf>) -> Result<()> {
+fn check_suites(root: &Path, programs: &Programs) -> Result<()> {
     let run = |package: &str, file: &str, arguments: &[&str]| {
         let program = programs.get(&(package.to_owned(), file.to_owned()));
         let program = program.with_context(|| format!("{package} has no tests {file}"))?;
