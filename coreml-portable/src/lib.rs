@@ -7,6 +7,9 @@
 //! All instances of one model share its weights: a model file that is already loaded in the process is not read again, unless it
 //! changed.
 //!
+//! Two things that Core ML has no call for are said to this crate: the classes of custom layers ([`register_custom_layer`]), and
+//! what models may use ([`set_limits`]).
+//!
 //! ```
 //! let table = coreml_portable::bridge();
 //! assert_eq!(table.abi_version, coreml_sys::CML_ABI_VERSION);
@@ -21,10 +24,15 @@ mod log;
 mod model;
 mod request;
 mod serial;
+mod settings;
 mod structure;
 mod value;
 
+pub use coreml_engine::{
+    CustomError, CustomLayer, CustomParameter, CustomSpec, CustomTensor, CustomWeights, Limits,
+};
 pub use live::{LiveObjects, live_objects};
+pub use settings::{register_custom_layer, set_limits};
 
 use coreml_sys::{CML_ABI_VERSION, CmlBridge};
 

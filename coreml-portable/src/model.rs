@@ -27,6 +27,7 @@ use crate::error::{Failure, slot};
 use crate::live::{Kind, Live};
 use crate::log;
 use crate::serial::Serial;
+use crate::settings;
 use crate::value::{self, Value};
 
 /// What a `CmlModel` handle points to: an instance of a model that all instances share.
@@ -47,6 +48,8 @@ pub(crate) struct StateObject {
 struct Origin {
     path: PathBuf,
     function: Option<String>,
+    /// Which settings it was loaded with.
+    settings: u64,
     /// Name, length and time of every file: a package folder's own time does not change when a weight file does.
     files: Vec<(PathBuf, u64, Option<SystemTime>)>,
 }
@@ -55,7 +58,7 @@ struct Origin {
 const MAX_FILES: usize = 256;
 
 impl Origin {
-    fn of(path: &Path, function: Option<&str>) -> Option<Self> {
+    fn of(path: &Path, function: Option<&str>, settings: u64) -> Option<Self> {
         let path = path.canonicalize().ok()?;
         let mut files = Vec::new();
         let mut folders = vec![path.clone()];
@@ -73,34 +76,30 @@ impl Origin {
             }
         }
         files.sort();
-        Some(Self { path, function: function.map(str::to_owned), files })
-    }
-}
-
-fn options_for(function: Option<&str>) -> LoadOptions<'_> {
-    let options = LoadOptions::default();
-    match function {
-        Some(function) => options.function(function),
-        None => options,
+        Some(Self { path, function: function.map(str::to_owned), settings, files })
     }
 }
 
 /// Loads a model, or finds it already loaded: N inference threads share one copy of the weights.
 pub(crate) fn load(path: &Path, function: Option<&str>) -> Result<Model, LoadError> {
+    settings::with_options(function, |options, settings| load_shared(path, options, settings))
+}
+
+fn load_shared(path: &Path, options: &LoadOptions<'_>, settings: u64) -> Result<Model, LoadError> {
     static SHARED: LazyLock<Mutex<HashMap<Origin, WeakModel>>> = LazyLock::new(Mutex::default);
     let find = |origin: &Origin| {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         shared.retain(|_, model| model.upgrade().is_some());
         shared.get(origin).and_then(WeakModel::upgrade)
     };
-    let origin = Origin::of(path, function);
+    let origin = Origin::of(path, options.function, settings);
     if let Some(model) = origin.as_ref().and_then(find) {
         return Ok(model);
     }
     // Not under the lock: a long load must not hold up others.
-    let model = Model::load(path, &options_for(function))?;
+    let model = Model::load(path, options)?;
     // Only if no file changed meanwhile.
-    if origin.is_some() && origin == Origin::of(path, function) {
+    if origin.is_some() && origin == Origin::of(path, options.function, settings) {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         shared.extend(origin.map(|origin| (origin, model.downgrade())));
     }
@@ -308,7 +307,9 @@ pub(crate) unsafe extern "C" fn model_load_memory(
         let (function, threads) = unsafe { configuration(config) }?;
         // SAFETY: the files are borrowed for the call.
         let files = unsafe { read_files(files, n_files) }?;
-        let model = Model::from_memory("the model in memory", specification, &files, &options_for(function))?;
+        let model = settings::with_options(function, |options, _| {
+            Model::from_memory("the model in memory", specification, &files, options)
+        })?;
         handle.set(into_handle(model, threads));
         log::log(CML_LOG_INFO, || "loaded a model from memory".to_owned());
         Ok(())
