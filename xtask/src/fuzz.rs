@@ -1,7 +1,8 @@
 //! `cargo xtask fuzz`: runs the fuzz targets (needs a nightly compiler and `cargo-fuzz`).
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context;
@@ -13,8 +14,8 @@ use crate::run::visible;
 
 const TARGETS: &[&str] = &["manifest", "weights", "compiled", "model"];
 
-/// Runs one target, or all, for that many seconds each.
-pub(crate) fn run(root: &Path, target: Option<&str>, seconds: u32) -> anyhow::Result<()> {
+/// Runs one target, or all, for that many seconds each; `keep` adds what was found to what is committed.
+pub(crate) fn run(root: &Path, target: Option<&str>, seconds: u32, keep: bool) -> anyhow::Result<()> {
     let targets: Vec<&str> = match target {
         Some(target) => {
             anyhow::ensure!(TARGETS.contains(&target), "no fuzz target `{target}`; there are {TARGETS:?}");
@@ -25,35 +26,79 @@ pub(crate) fn run(root: &Path, target: Option<&str>, seconds: u32) -> anyhow::Re
     for target in targets {
         let corpus = format!("fuzz/corpus/{target}");
         fs::create_dir_all(root.join(&corpus))?;
-        let time = format!("-max_total_time={seconds}");
-        let seeds = format!("fuzz/seeds/{target}");
-        let mut command = Command::new("cargo");
-        command.current_dir(root).args(["+nightly", "fuzz", "run", target, &corpus, &seeds]);
-        if target == "model" {
-            recorded_specifications(root, &root.join(&corpus))?;
-            command.args(["coreml-engine/tests/fixtures/nn", "coreml-engine/tests/fixtures/estimators"]);
+        for (i, input) in seeds(root, target)?.iter().enumerate() {
+            fs::write(root.join(&corpus).join(format!("seed-{i}")), input)?;
         }
-        command.args(["--", &time]);
+        let time = format!("-max_total_time={seconds}");
+        let mut command = cargo_fuzz(root, "run", target);
+        command.args([&corpus, "--", &time]);
         // A hang is a finding, and so is memory that no file of this size justifies.
         command.args(["-timeout=20", "-rss_limit_mb=2048", "-malloc_limit_mb=512", "-print_final_stats=1"]);
-        // Another toolchain's cargo may have set these for the program that runs this.
-        command.env_remove("RUSTUP_TOOLCHAIN").env_remove("RUSTFLAGS");
         visible(&mut command)?;
+        if keep {
+            // The fewest inputs that reach all that these reach.
+            visible(cargo_fuzz(root, "cmin", target).arg(&corpus))?;
+            let kept = files(&root.join(&corpus))?;
+            let lines: BTreeSet<String> =
+                kept.iter().map(|input| BASE64_STANDARD.encode(input) + "\n").collect();
+            fs::write(found(root, target), lines.into_iter().collect::<String>())?;
+        }
     }
     Ok(())
 }
 
-/// Puts the specifications of the recorded conformance cases among the inputs, so that mutations start from every op.
-fn recorded_specifications(root: &Path, corpus: &Path) -> anyhow::Result<()> {
-    for entry in fs::read_dir(root.join("conformance/corpus"))? {
-        let path = entry?.path();
-        let name = path.file_stem().context("a file of cases has a name")?.to_string_lossy().into_owned();
-        for (i, line) in fs::read_to_string(&path)?.lines().enumerate() {
-            let case: Json = serde_json::from_str(line).with_context(|| format!("{name}, line {}", i + 1))?;
-            let specification =
-                BASE64_STANDARD.decode(case["spec"].as_str().context("a case has a spec")?)?;
-            fs::write(corpus.join(format!("{name}-{i}")), specification)?;
+fn cargo_fuzz(root: &Path, verb: &str, target: &str) -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(root).args(["+nightly", "fuzz", verb, target]);
+    // Another toolchain's cargo may have set these for the program that runs this.
+    command.env_remove("RUSTUP_TOOLCHAIN").env_remove("RUSTFLAGS");
+    command
+}
+
+/// Where the inputs are that earlier runs found and kept, one a line, in base64.
+fn found(root: &Path, target: &str) -> PathBuf {
+    root.join("fuzz/seeds").join(target).with_extension("base64")
+}
+
+/// What is committed for a target to start from.
+fn seeds(root: &Path, target: &str) -> anyhow::Result<BTreeSet<Vec<u8>>> {
+    let mut seeds = files(&root.join("fuzz/seeds").join(target))?;
+    if target == "model" {
+        seeds.extend(files(&root.join("coreml-engine/tests/fixtures/nn"))?);
+        seeds.extend(files(&root.join("coreml-engine/tests/fixtures/estimators"))?);
+        seeds.extend(recorded_specifications(root)?);
+    }
+    let found = found(root, target);
+    if found.exists() {
+        for line in fs::read_to_string(&found)?.lines() {
+            seeds.insert(BASE64_STANDARD.decode(line).with_context(|| found.display().to_string())?);
         }
     }
-    Ok(())
+    Ok(seeds)
+}
+
+fn files(folder: &Path) -> anyhow::Result<BTreeSet<Vec<u8>>> {
+    let mut contents = BTreeSet::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.is_file() {
+            contents.insert(fs::read(&path)?);
+        }
+    }
+    Ok(contents)
+}
+
+/// The specifications of the recorded conformance cases, so that mutations start from every op.
+fn recorded_specifications(root: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
+    let mut specifications = Vec::new();
+    for entry in fs::read_dir(root.join("conformance/corpus"))? {
+        let path = entry?.path();
+        for (i, line) in fs::read_to_string(&path)?.lines().enumerate() {
+            let what = || format!("{}, line {}", path.display(), i + 1);
+            let case: Json = serde_json::from_str(line).with_context(what)?;
+            let specification = case["spec"].as_str().with_context(what)?;
+            specifications.push(BASE64_STANDARD.decode(specification).with_context(what)?);
+        }
+    }
+    Ok(specifications)
 }

@@ -56,6 +56,9 @@ enum Verb {
         /// How long each target runs.
         #[arg(long, default_value_t = 60)]
         seconds: u32,
+        /// Afterwards, add what was found to what later runs start from: the fewest inputs that reach as much.
+        #[arg(long)]
+        keep: bool,
     },
     /// Build the C library and install it, with its headers and files for pkg-config.
     InstallC {
@@ -114,7 +117,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Bindings { check } => bindings::run(&root, check),
         Verb::Conformance(arguments) => conformance::run(&root, &arguments),
         Verb::Differential(arguments) => differential::run(&root, &arguments),
-        Verb::Fuzz { target, seconds } => fuzz::run(&root, target.as_deref(), seconds),
+        Verb::Fuzz { target, seconds, keep } => fuzz::run(&root, target.as_deref(), seconds, keep),
         Verb::InstallC { prefix } => install_library(&root, &prefix),
         Verb::Layers => layers::run(&root),
         Verb::Loom => prove::loom(&root),
