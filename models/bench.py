@@ -20,7 +20,7 @@ import numpy as np
 from numpy.random import Generator
 
 SEED = 7
-METADATA = {"author": "The coreml-rs authors", "version": "1.0", "license": "MIT OR Apache-2.0"}
+METADATA = {"author": "The coreml-bridge authors", "version": "1.0", "license": "MIT OR Apache-2.0"}
 
 
 def _image(rng: Generator) -> Any:

@@ -396,6 +396,9 @@ impl TensorSpec {
 
 impl fmt::Display for TensorSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.shape.is_empty() && self.flexible == Flexibility::Fixed {
+            return write!(f, "{} of a shape that the model does not say", self.dtype);
+        }
         write!(f, "{} {}", self.dtype, self.flexible.shapes(&self.shape))
     }
 }

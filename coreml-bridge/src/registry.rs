@@ -74,7 +74,8 @@ pub fn get_model_handle(model_ref: ModelRef) -> Option<CoreMlHandle> {
 
 /// Loads a model with the platform's bridge and the default configuration, and registers it on this thread.
 ///
-/// Blocks for as long as it takes. For use from other threads, and from async code, see `coreml-client`.
+/// Blocks for as long as it takes. The reference means this thread's model and nothing elsewhere: `coreml-client`, for other threads and
+/// async code, loads models of its own.
 ///
 /// # Errors
 /// As [`Bridge::load`].

@@ -287,6 +287,12 @@ mod tests {
     }
 
     #[test]
+    fn a_shape_that_the_model_does_not_say_is_not_shown_as_a_scalar() {
+        let (text, _) = inspect("models/digits/digits.mlmodel", false);
+        assert!(text.contains("logits         float32 of a shape that the model does not say"), "{text}");
+    }
+
+    #[test]
     fn every_constraint_is_in_the_json() {
         let features = "coreml-engine/tests/fixtures/features";
         let (_, json) = inspect(&format!("{features}/image_range.mlmodel"), false);

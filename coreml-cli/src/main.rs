@@ -39,8 +39,8 @@ enum Verb {
     #[command(after_help = "Examples:\n  \
         coreml predict models/digits/digits.mlpackage --input image=models/digits/seven.png\n  \
         coreml predict model.mlmodel --input image=cat.png --input threshold=0.5.json --output out/\n\n\
-        A file ending in .npy is a NumPy array, .json a number, a string, a list or an object; .png, .jpg and .jpeg are\n\
-        pictures, which become what the model takes: an image of its size, or a tensor [.., C, H, W] of values 0 to 1.\n\
+        A file ending in .npy is a NumPy array, .json a number, a string, a list or an object; .png, .jpg and .jpeg are \
+        pictures, which become what the model takes: an image of its size, or a tensor [.., C, H, W] of values 0 to 1. \
         The states of a stateful model are empty at first.")]
     Predict {
         #[command(flatten)]
@@ -80,6 +80,19 @@ impl ModelArguments {
 }
 
 fn main() -> anyhow::Result<()> {
+    match run() {
+        // Whoever reads has seen enough, as `head` has.
+        Err(error) if is_closed_pipe(&error) => Ok(()),
+        other => other,
+    }
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<std::io::Error>();
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn run() -> anyhow::Result<()> {
     match Arguments::parse().verb {
         Verb::Inspect { model, ops, json } => inspect::run(&model, ops, json),
         Verb::Predict { model, inputs, output, json } => {

@@ -226,7 +226,7 @@ mod on {
         for (index, worker) in model.workers.iter().enumerate() {
             restarts += worker.restarts;
             // Seconds have fractions, which the facade's counters cannot hold.
-            gauge!("coreml_worker_busy_seconds_total", with(&labels, "worker", index.to_string()))
+            gauge!("coreml_worker_busy_seconds", with(&labels, "worker", index.to_string()))
                 .set(worker.busy.as_secs_f64());
         }
         counter!("coreml_worker_restarts_total", with(&labels, "cause", "panic")).absolute(restarts);

@@ -65,7 +65,7 @@ impl Kept {
         let gauges = self.gauges.lock().unwrap();
         let raised = gauges.iter().filter(|(name, cell)| {
             let value = f64::from_bits(cell.load(std::sync::atomic::Ordering::Relaxed));
-            value != 0.0 && !name.starts_with("coreml_worker_busy_seconds_total")
+            value != 0.0 && !name.starts_with("coreml_worker_busy_seconds")
         });
         raised.map(|(name, _)| name.clone()).collect()
     }

@@ -21,7 +21,7 @@ const NAMES: [&str; 17] = [
     "coreml_queue_depth",
     "coreml_queue_bytes",
     "coreml_inflight",
-    "coreml_worker_busy_seconds_total",
+    "coreml_worker_busy_seconds",
     "coreml_workers",
     "coreml_worker_restarts_total",
     "coreml_model_loads_total",

@@ -136,7 +136,7 @@ pub(crate) enum Event {
     Finish(FinishReason, TextTimings),
 }
 
-/// Tokens made, or chunks of a prompt read, before another request may have its turn.
+/// Tokens that are read before another request may have its turn; a chunk of a prompt may be more, and is a slice alone.
 pub(crate) const SLICE: usize = 16;
 
 /// A text in the making. Belongs to its stream; a slice of work borrows it.
@@ -187,11 +187,11 @@ impl Text {
             });
         }
         let mut clock = begin;
-        for _ in 0..SLICE {
-            if self.over || self.events.is_closed() {
-                break;
-            }
+        let mut read = 0;
+        while read < SLICE && !self.over && !self.events.is_closed() {
+            let before = reader.len();
             let logits = reader.advance(model, &self.layout, &self.tokens)?;
+            read += reader.len().saturating_sub(before).max(1);
             let is_prompt = self.tokens.len() == self.prompt;
             let is_token = logits.is_some();
             if let Some(logits) = logits

@@ -305,7 +305,7 @@ impl TextModel {
     /// As [`generate`](Self::generate); [`TextError::Client`] with what happened to the request.
     ///
     /// # Cancel safety
-    /// Dropping the future ends the question within one token.
+    /// Dropping the future ends the question within one token, or one chunk of the prompt (64 tokens).
     pub async fn choose(
         &self,
         prompt: &str,
@@ -369,7 +369,7 @@ pub(crate) fn name(client: &ModelClient, model_ref: ModelRef) -> String {
 /// A text as it is made, piece by piece.
 ///
 /// # Cancel safety
-/// Dropping it ends the text within one token, and gives up what is queued.
+/// Dropping it ends the text within one token, or one chunk of the prompt (64 tokens), and gives up what is queued.
 #[must_use = "nothing is made before the stream is polled"]
 pub struct TextStream {
     client: ModelClient,

@@ -12,7 +12,7 @@ use crate::{Completion, Generation, TextError, TextModel};
 /// pieces as they come there is [`TextModel::generate`].
 ///
 /// # Cancel safety
-/// Dropping the future ends the text within one token.
+/// Dropping the future ends the text within one token, or one chunk of the prompt (64 tokens).
 ///
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {

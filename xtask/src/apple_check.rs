@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use crate::run::{output, visible};
 
 const TARGETS: [&str; 2] = ["aarch64-apple-darwin", "aarch64-apple-ios"];
-/// Everything that a Mac or an iPhone would build.
+/// Everything up to the client that a Mac or an iPhone would build.
 const CRATES: [&str; 6] =
     ["coreml-sys", "coreml-bridge", "coreml-client", "coreml-portable", "coreml-capi", "coreml-testing"];
 /// What has places for Apple alone in its tests and examples: these too, with Core ML and the engine side by side.

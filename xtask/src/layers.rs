@@ -14,7 +14,9 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("coreml-capi", &["coreml-bridge", "coreml-client", "tokio"]),
     ("coreml-bridge", &["coreml-client", "tokio", "crossbeam-channel"]),
     ("coreml-client", &["clap", "image", "coreml-cli", "coreml-text", "coreml-judge"]),
-    ("coreml-text", &["coreml-judge"]),
+    ("coreml-text", &["coreml-judge", "coreml-cli"]),
+    ("coreml-judge", &["coreml-cli"]),
+    ("coreml-cli", &["coreml-text", "coreml-judge"]),
 ];
 
 /// What each crate must have, so that a misspelt name above cannot pass.
