@@ -76,6 +76,9 @@ pub struct Value {
 pub struct Op {
     /// `conv`, `innerProduct`, …
     pub kind: String,
+    /// The name of a layer; ops of programs have none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
     /// The values of each parameter, by name; inputs of layers have no parameter.
     pub inputs: BTreeMap<String, Vec<String>>,
     /// What it makes.
@@ -333,7 +336,7 @@ fn program_op<'a>(op: &'a mil::Operation, outputs: Vec<Value>, types: &mut Types
         at_least: values().flatten().any(|ty| ty.fixed_shape().is_none()),
     };
     let blocks = op.blocks.iter().map(|block| program_block(block, types)).collect();
-    Op { kind: op.r#type.clone(), inputs, outputs, blocks, cost }
+    Op { kind: op.r#type.clone(), name: String::new(), inputs, outputs, blocks, cost }
 }
 
 /// The shape, with 1 for every dimension that is not known.
@@ -476,6 +479,7 @@ fn network(layers: &[NeuralNetworkLayer], costs: &HashMap<String, Cost>) -> Bloc
         let outputs = layer.output.iter().map(|name| Value { name: name.clone(), ty: String::new() });
         Op {
             kind: layer.layer.as_ref().map_or("unknown", crate::nn::name).to_owned(),
+            name: layer.name.clone(),
             inputs,
             outputs: outputs.collect(),
             blocks: blocks.into_iter().flatten().collect(),
@@ -491,6 +495,8 @@ fn network_without_costs(layers: &[NeuralNetworkLayer]) -> Block {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn read(path: &str) -> Structure {
@@ -553,6 +559,8 @@ mod tests {
             ops.map(|op| op.cost.multiply_adds.unwrap()).collect()
         };
         assert_eq!(network.kind, "neural network");
+        let names: BTreeSet<_> = network.functions["main"].ops.iter().map(|op| op.name.as_str()).collect();
+        assert!(names.len() == network.functions["main"].ops.len() && !names.contains(""));
         let of_program = convolutions(&program, "conv");
         assert!(of_program.len() == 2);
         let of_network = convolutions(&network, "convolution");
