@@ -92,6 +92,38 @@ def test_a_model_that_fails_while_it_runs_says_so_in_core_mls_words():
     del failure
 
 
+def test_every_hint_becomes_an_option(monkeypatch):
+    seen = []
+
+    class Spied(coreml_portable.Model):
+        def __init__(self, path, **options):
+            seen.append(options)
+            super().__init__(path, **options)
+
+    monkeypatch.setattr("coreml_portable.coremltools.Model", Spied)
+    hints = {
+        "allowLowPrecisionAccumulationOnGPU": True,
+        "reshapeFrequency": ct.ReshapeFrequency.Infrequent,
+        "specializationStrategy": ct.SpecializationStrategy.FastPrediction,
+    }
+    model = affine()
+    path = model.get_compiled_model_path()
+    for wanted in ({}, hints, {"allowLowPrecisionAccumulationOnGPU": False}):
+        ct.models.CompiledMLModel(path, optimization_hints=wanted)
+    for options in seen:
+        del options["function"], options["compute_units"]
+    low = "low_precision_accumulation"
+    given = {low: "True", "reshape_frequency": "Infrequent", "specialization": "FastPrediction"}
+    assert seen == [{}, {}, given, {low: "False"}]
+    proxy = ct.libcoremlpython._MLModelProxy
+    with pytest.raises(ValueError, match="not colour"):
+        proxy(path, "ALL", "", {"colour": "red"}, None)
+    with pytest.raises(ValueError, match="reshape_frequency is one of Frequent, Infrequent, not 'Never'"):
+        proxy(path, "ALL", "", {"reshapeFrequency": "Never"}, None)
+    with pytest.raises(ValueError, match="low_precision_accumulation"):
+        proxy(path, "ALL", "", {"allowLowPrecisionAccumulationOnGPU": "Perhaps"}, None)
+
+
 def test_install_twice_is_once():
     coreml_portable.install()
     assert ct.libcoremlpython is __import__("sys").modules["coremltools.libcoremlpython"]

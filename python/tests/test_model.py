@@ -1,10 +1,12 @@
+import ctypes
 import threading
 
 import numpy as np
 import pytest
 
 import coreml_portable
-from coreml_portable import Model
+from coreml_portable import Model, _values
+from coreml_portable._table import TABLE, Config, Str
 
 
 def images(digits):
@@ -105,3 +107,63 @@ def test_threads_may_share_a_model(digits):
         for outputs in found:
             for name in wanted:
                 np.testing.assert_array_equal(outputs[name], wanted[name])
+
+
+@pytest.fixture
+def configurations(monkeypatch):
+    """Every configuration that reaches the table."""
+    seen = []
+
+    def call(slot, *arguments):
+        for argument in arguments:
+            pointed = getattr(argument, "_obj", None)
+            if isinstance(pointed, Config):
+                seen.append(Config.from_buffer_copy(pointed))
+        _values.call(slot, *arguments)
+
+    monkeypatch.setattr(coreml_portable.model, "call", call)
+    return seen
+
+
+def test_options_reach_the_table(digits, configurations):
+    Model(digits / "digits.mlmodel").close()
+    options = {"reshape_frequency": "Infrequent", "specialization": "FastPrediction", "low_precision_accumulation": True}
+    Model(digits / "digits.mlmodel", compute_units="CPU_ONLY", threads=2, **options).close()
+    fields = ("compute_units", "flags", "threads", "reshape_frequency", "specialization", "preferred_device")
+    assert [[getattr(config, field) for field in fields] for config in configurations] == [
+        [2, 0, 0, 0, 0, 0],
+        [0, 1, 2, 1, 1, 0],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("compute_units", "GPU"),
+        ("reshape_frequency", "Never"),
+        ("specialization", "Fast"),
+        ("low_precision_accumulation", 2),
+    ],
+)
+def test_a_value_that_an_option_has_not_is_refused(digits, option, value):
+    with pytest.raises(ValueError, match=f"{option} is one of .*, not '{value}'"):
+        Model(digits / "digits.mlmodel", **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "number", "words"),
+    [
+        ("compute_units", 9, "9 is not a set of compute units"),
+        ("flags", 2, "flags 0x2"),
+        ("reshape_frequency", 7, "7 is no frequency of reshapes"),
+        ("specialization", 8, "8 is no specialization"),
+        ("preferred_device", 2**63, f"registry id {2**63}"),
+    ],
+)
+def test_the_table_reads_each_field_of_a_configuration_where_it_is(digits, field, number, words):
+    config = Config(size=ctypes.sizeof(Config))
+    setattr(config, field, number)
+    path, out = Str.of(str(digits / "digits.mlmodel")), ctypes.c_void_p()
+    with pytest.raises(coreml_portable.CoreMLError, match=words) as refused:
+        _values.call(TABLE.model_load, TABLE.self_, path, ctypes.byref(config), ctypes.byref(out))
+    del refused

@@ -36,6 +36,9 @@ class Config(Structure):
         ("threads", c_uint32),
         ("function_name", Str),
         ("display_name", Str),
+        ("reshape_frequency", c_int32),
+        ("specialization", c_int32),
+        ("preferred_device", c_uint64),
     ]
 
 
@@ -182,7 +185,7 @@ class Bridge(Structure):
 # What the header's structs measure where a pointer has 8 bytes.
 for _struct, _size in [
     (Str, 16),
-    (Config, 48),
+    (Config, 64),
     (TensorDesc, 40),
     (ErrorView, 72),
     (PredictOptions, 48),

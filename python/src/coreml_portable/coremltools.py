@@ -23,6 +23,12 @@ from .model import Model, State, compile_model
 
 _MODULE = "coremltools.libcoremlpython"
 _SPECIFICATION_VERSION = 10
+# coremltools' names of what are arguments of Model.
+_HINTS = {
+    "allowLowPrecisionAccumulationOnGPU": "low_precision_accumulation",
+    "reshapeFrequency": "reshape_frequency",
+    "specializationStrategy": "specialization",
+}
 
 
 def _failure(error: CoreMLError, context: str = "") -> RuntimeError:
@@ -30,6 +36,14 @@ def _failure(error: CoreMLError, context: str = "") -> RuntimeError:
     failure = RuntimeError(context + whole_message(error))
     failure.__cause__ = error
     return failure
+
+
+def _options(hints: dict[str, str]) -> dict[str, Any]:
+    """coremltools' hints, all of them text, as the arguments of :class:`Model`, which knows the values."""
+    unknown = hints.keys() - _HINTS.keys()
+    if unknown:
+        raise ValueError(f"optimization hints are {', '.join(_HINTS)}, not {', '.join(sorted(unknown))}")
+    return {_HINTS[key]: value for key, value in hints.items()}
 
 
 def _input(feature: dict[str, Any] | None, value: Any) -> Any:
@@ -88,6 +102,7 @@ class _MLModelProxy:
     ) -> None:
         path = os.fspath(asset.path if asset is not None else path).rstrip("/")
         self._asset = asset
+        options = _options(optimization_hints or {})
         begin = time.perf_counter_ns()
         try:
             if path.endswith(".mlmodelc"):
@@ -96,7 +111,7 @@ class _MLModelProxy:
                 # coremltools may delete the source; the compiled model lasts as long as this object.
                 self._compiled = compile_model(path)
                 weakref.finalize(self, shutil.rmtree, os.path.dirname(self._compiled), ignore_errors=True)
-            self._model = Model(self._compiled, function=function_name or None, compute_units=compute_units)
+            self._model = Model(self._compiled, function=function_name or None, compute_units=compute_units, **options)
         except CoreMLError as error:
             raise _failure(error) from error
         self._load_ns = time.perf_counter_ns() - begin

@@ -18,6 +18,9 @@ from ._values import Value, call
 
 _KEYS = {"int64": _values.INT64, "string": _values.STRING}
 _UNITS = {"CPU_ONLY": 0, "CPU_AND_GPU": 1, "ALL": 2, "CPU_AND_NE": 3}
+_RESHAPES = {"Frequent": 0, "Infrequent": 1}
+_SPECIALIZATIONS = {"Default": 0, "FastPrediction": 1}
+_LOW_PRECISION = {"False": 0, "True": 1}
 
 
 def live_objects() -> int:
@@ -54,6 +57,36 @@ def compile_model(source: str | os.PathLike[str], folder: str | os.PathLike[str]
         return TABLE.blob_bytes(blob).text()
     finally:
         TABLE.blob_free(blob)
+
+
+def _number(numbers: Mapping[str, int], name: str, what: str) -> int:
+    """The table's number for one of the names that an option takes."""
+    if name not in numbers:
+        raise ValueError(f"{what} is one of {', '.join(numbers)}, not {name!r}")
+    return numbers[name]
+
+
+def _config(
+    function: str | None,
+    compute_units: str,
+    *,
+    threads: int = 0,
+    reshape_frequency: str = "Frequent",
+    specialization: str = "Default",
+    low_precision_accumulation: bool = False,
+) -> Config:
+    name = Str.of(function or None)
+    config = Config(
+        size=sizeof(Config),
+        compute_units=_number(_UNITS, compute_units, "compute_units"),
+        flags=_number(_LOW_PRECISION, str(low_precision_accumulation), "low_precision_accumulation"),
+        threads=threads,
+        function_name=name,
+        reshape_frequency=_number(_RESHAPES, reshape_frequency, "reshape_frequency"),
+        specialization=_number(_SPECIALIZATIONS, specialization, "specialization"),
+    )
+    config.keep = name
+    return config
 
 
 _H = TypeVar("_H", bound="_Handle")
@@ -137,9 +170,16 @@ class Model(_Handle):
         function: the function to run, for models with several; the default one if None.
         threads: CPU threads inside one prediction; 0 leaves the choice to the engine.
         compute_units: ``"CPU_ONLY"``, ``"CPU_AND_GPU"``, ``"CPU_AND_NE"`` or ``"ALL"``; this engine has the CPU only.
+        reshape_frequency: ``"Frequent"`` if new shapes should be quick, ``"Infrequent"`` if shapes seen before should be.
+        specialization: ``"Default"``, or ``"FastPrediction"`` even if loading takes longer.
+        low_precision_accumulation: lets a GPU sum in float16.
+
+    The last three are hints, which this engine need not act on: it packs weights when it loads, plans shapes when they
+    change, and sums in float32 whatever they say.
 
     Raises:
         CoreMLError: in one of its subclasses, if the model cannot be loaded.
+        ValueError: if an option has a value that it cannot have.
     """
 
     def __init__(
@@ -149,11 +189,20 @@ class Model(_Handle):
         function: str | None = None,
         threads: int = 0,
         compute_units: str = "ALL",
+        reshape_frequency: str = "Frequent",
+        specialization: str = "Default",
+        low_precision_accumulation: bool = False,
     ) -> None:
         super().__init__(None, TABLE.model_release)
         self.timings: dict[str, int] = {}
-        name = Str.of(function or None)
-        config = Config(sizeof(Config), _UNITS[compute_units], 0, threads, name, Str.of(None))
+        config = _config(
+            function,
+            compute_units,
+            threads=threads,
+            reshape_frequency=reshape_frequency,
+            specialization=specialization,
+            low_precision_accumulation=low_precision_accumulation,
+        )
         out = c_void_p()
         call(TABLE.model_load, TABLE.self_, Str.of(os.fsencode(path)), byref(config), byref(out))
         self._handle = out.value
