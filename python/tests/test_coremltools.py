@@ -14,6 +14,8 @@ coreml_portable.install()
 
 from coremltools.converters.mil import Builder as mb  # noqa: E402
 from coremltools.converters.mil.mil import types  # noqa: E402
+from coremltools.models.compute_device import MLComputeDevice, MLCPUComputeDevice  # noqa: E402
+from coremltools.models.compute_plan import MLComputePlan, MLModelStructure  # noqa: E402
 
 
 def affine():
@@ -122,6 +124,90 @@ def test_every_hint_becomes_an_option(monkeypatch):
         proxy(path, "ALL", "", {"reshapeFrequency": "Never"}, None)
     with pytest.raises(ValueError, match="low_precision_accumulation"):
         proxy(path, "ALL", "", {"allowLowPrecisionAccumulationOnGPU": "Perhaps"}, None)
+
+
+def test_the_one_device_is_the_processor():
+    for devices in (MLComputeDevice.get_all_compute_devices(), ct.models.MLModel.get_available_compute_devices()):
+        assert [type(device) for device in devices] == [MLCPUComputeDevice]
+
+
+def usual(usage):
+    return isinstance(usage.preferred_compute_device, MLCPUComputeDevice) and [
+        type(device) for device in usage.supported_compute_devices
+    ] == [MLCPUComputeDevice]
+
+
+def test_a_program_has_a_structure_and_a_plan():
+    model = affine()
+    path = model.get_compiled_model_path()
+    structure = MLModelStructure.load_from_path(path)
+    assert structure.neuralnetwork is None and structure.pipeline is None
+    main = structure.program.functions["main"]
+    assert [value.name for value in main.inputs] == ["x"]
+    assert main.block.output_names == ["y"] and main.block.inputs == []
+    first, last = main.block.operations
+    assert (first.operator_name, last.operator_name) == ("mul", "add")
+    assert [binding.name for binding in first.inputs["x"].bindings] == ["x"]
+    assert [value.name for value in last.outputs] == ["y"]
+
+    plan = MLComputePlan.load_from_path(path, compute_units=ct.ComputeUnit.CPU_ONLY)
+    planned = plan.model_structure.program.functions["main"].block.operations
+    assert all(usual(plan.get_compute_device_usage_for_mlprogram_operation(op)) for op in planned)
+    assert [plan.get_estimated_cost_for_mlprogram_operation(op).weight for op in planned] == [0.5, 0.5]
+    for op in [first, MLComputePlan.load_from_path(path).model_structure.program.functions["main"].block.operations[0]]:
+        assert plan.get_compute_device_usage_for_mlprogram_operation(op) is None, "it is none of this plan's"
+        assert plan.get_estimated_cost_for_mlprogram_operation(op) is None
+
+
+def test_blocks_and_constants_of_a_program_are_in_its_structure():
+    @mb.program(input_specs=[mb.TensorSpec((1,)), mb.TensorSpec((3,))], opset_version=ct.target.iOS17)
+    def program(go, x):
+        go = mb.cast(x=mb.squeeze(x=go), dtype="bool")
+        return mb.cond(pred=go, _true_fn=lambda: mb.exp(x=x), _false_fn=lambda: mb.sin(x=x))
+
+    model = ct.convert(program, compute_precision=ct.precision.FLOAT32, minimum_deployment_target=ct.target.iOS17)
+    plan = MLComputePlan.load_from_path(model.get_compiled_model_path())
+    ops = plan.model_structure.program.functions["main"].block.operations
+    (cond,) = [op for op in ops if op.operator_name == "cond"]
+    assert [[op.operator_name for op in block.operations] for block in cond.blocks] == [["exp"], ["sin"]]
+    for block in cond.blocks:
+        assert all(usual(plan.get_compute_device_usage_for_mlprogram_operation(op)) for op in block.operations)
+
+
+def test_layers_have_a_structure_and_a_plan(digits):
+    model = ct.models.MLModel(str(digits / "digits.mlmodel"))
+    plan = MLComputePlan.load_from_path(model.get_compiled_model_path())
+    assert plan.model_structure.program is None
+    layers = plan.model_structure.neuralnetwork.layers
+    assert (layers[0].name, layers[0].type, layers[0].input_names) == ("conv1", "convolution", ["image"])
+    assert layers[0].output_names == layers[1].input_names
+    assert all(usual(plan.get_compute_device_usage_for_neuralnetwork_layer(layer)) for layer in layers)
+
+
+def test_a_pipeline_has_the_structures_of_its_models(tmp_path):
+    from coremltools.models import datatypes
+    from coremltools.models.pipeline import Pipeline
+
+    inputs, outputs = [("x", datatypes.Array(2, 3))], [("y", datatypes.Array(2, 3))]
+    pipeline = Pipeline(inputs, outputs)
+    pipeline.add_model(affine())
+    path = tmp_path / "pipeline.mlmodel"
+    ct.models.utils.save_spec(pipeline.spec, str(path))
+    ((name, inner),) = MLModelStructure.load_from_path(str(path)).pipeline.sub_models
+    assert name == "0" and list(inner.program.functions) == ["main"]
+
+
+def test_what_has_no_structure_is_a_runtime_error_with_its_cause(tmp_path):
+    for load in (MLModelStructure.load_from_path, MLComputePlan.load_from_path):
+        with pytest.raises(RuntimeError) as failure:
+            load(str(tmp_path / "missing.mlmodelc"))
+        assert isinstance(failure.value.__cause__, coreml_portable.CoreMLError)
+        del failure
+
+
+def test_the_specification_version_is_refused():
+    with pytest.raises(RuntimeError, match="specification version"):
+        ct.libcoremlpython._MLModelProxy.auto_set_specification_version(b"")
 
 
 def test_install_twice_is_once():

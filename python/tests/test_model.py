@@ -167,3 +167,28 @@ def test_the_table_reads_each_field_of_a_configuration_where_it_is(digits, field
     with pytest.raises(coreml_portable.CoreMLError, match=words) as refused:
         _values.call(TABLE.model_load, TABLE.self_, path, ctypes.byref(config), ctypes.byref(out))
     del refused
+
+
+def test_the_structure_names_functions_and_ops(digits):
+    path = digits / "digits-f32.mlpackage"
+    assert coreml_portable.function_names(path) == ["main"]
+    structure = coreml_portable.model_structure(path)
+    assert structure["kind"] == "ML program"
+    main = structure["functions"]["main"]
+    assert main["inputs"] == [{"name": "image", "type": "fp32[1, 1, 8, 8]"}]
+    assert [op["kind"] for op in main["ops"]].count("conv") == 2
+    assert not any("devices" in op for op in main["ops"])
+    layers = coreml_portable.model_structure(digits / "digits.mlmodel")["functions"]["main"]["ops"]
+    assert [(layer["name"], layer["kind"]) for layer in layers][:2] == [("conv1", "convolution"), ("relu_0", "activation")]
+
+
+def test_a_plan_says_where_each_op_runs_and_what_part_of_the_work_it_is(digits):
+    plan = coreml_portable.compute_plan(digits / "digits-f32.mlpackage", function="main", compute_units="CPU_ONLY")
+    ops = plan["functions"]["main"]["ops"]
+    assert all(op["devices"] == {"preferred": "cpu", "supported": ["cpu"]} for op in ops)
+    assert sum(op.get("weight", 0.0) for op in ops) == pytest.approx(1.0)
+    with pytest.raises(coreml_portable.NotFoundError) as missing:
+        coreml_portable.compute_plan(digits / "digits-f32.mlpackage", function="nothing")
+    with pytest.raises(ValueError, match="compute_units"):
+        coreml_portable.compute_plan(digits / "digits-f32.mlpackage", compute_units="GPU")
+    del missing

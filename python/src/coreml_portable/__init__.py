@@ -20,7 +20,16 @@ from .errors import (
     TypeMismatchError,
     UnsupportedError,
 )
-from .model import Model, State, backend_info, compile_model, live_objects
+from .model import (
+    Model,
+    State,
+    backend_info,
+    compile_model,
+    compute_plan,
+    function_names,
+    live_objects,
+    model_structure,
+)
 
 __all__ = [
     "BusyError",
@@ -37,6 +46,9 @@ __all__ = [
     "UnsupportedError",
     "backend_info",
     "compile_model",
+    "compute_plan",
+    "function_names",
     "install",
     "live_objects",
+    "model_structure",
 ]

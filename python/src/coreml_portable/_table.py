@@ -179,6 +179,15 @@ class Bridge(Structure):
         ("state_new", _status(c_void_p, _HANDLE_OUT)),
         ("state_with_bytes", _status(c_void_p, Str, c_int32, TensorBytesFn, c_void_p)),
         ("state_release", _void(c_void_p)),
+        ("function_names", _status(c_void_p, Str, _HANDLE_OUT)),
+        # Nothing here calls these.
+        ("model_predict_batch", c_void_p),
+        ("model_predict_async", c_void_p),
+        ("model_load_async", c_void_p),
+        ("request_cancel", c_void_p),
+        ("request_release", c_void_p),
+        ("model_structure", _status(c_void_p, Str, _HANDLE_OUT)),
+        ("compute_plan", _status(c_void_p, Str, POINTER(Config), _HANDLE_OUT)),
     ]
 
 
@@ -194,7 +203,7 @@ for _struct, _size in [
     (ScalarView, 40),
     (Entries, 40),
     (ImageDesc, 24),
-    (Bridge, 16 + 31 * 8),
+    (Bridge, 16 + 39 * 8),
 ]:
     if ctypes.sizeof(_struct) != _size:
         raise ImportError(f"{_struct.__name__} has {ctypes.sizeof(_struct)} bytes here, {_size} in the header")

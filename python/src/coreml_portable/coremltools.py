@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .errors import CoreMLError, FrameworkError, whole_message
-from .model import Model, State, compile_model
+from .model import Model, State, compile_model, compute_plan, model_structure
 
 _MODULE = "coremltools.libcoremlpython"
 _SPECIFICATION_VERSION = 10
@@ -189,19 +189,31 @@ class _MLModelProxy:
 
     @staticmethod
     def get_available_compute_devices() -> list[Any]:
-        return [_MLCPUComputeDeviceProxy()]
+        from . import _plan
+
+        return [_plan.device("cpu")]
 
     @staticmethod
     def get_all_compute_devices() -> list[Any]:
-        return [_MLCPUComputeDeviceProxy()]
+        return _MLModelProxy.get_available_compute_devices()
 
     @staticmethod
     def get_model_structure(path: str) -> Any:
-        raise RuntimeError("the structure of a compiled model needs Apple's Core ML")
+        from . import _plan
+
+        try:
+            return _plan.structure(model_structure(path))
+        except CoreMLError as error:
+            raise _failure(error) from error
 
     @staticmethod
     def get_compute_plan(path: str, compute_units: str) -> Any:
-        raise RuntimeError("a compute plan needs Apple's Core ML")
+        from . import _plan
+
+        try:
+            return _plan.plan(compute_plan(path, compute_units=compute_units))
+        except CoreMLError as error:
+            raise _failure(error) from error
 
 
 class _MLCPUComputeDeviceProxy:
@@ -220,11 +232,19 @@ class _MLComputePlanProxy:
     pass
 
 
-class _MLModelStructureProgramOperationProxy:
+class _Listed:
+    """An op or a layer as the table lists it, and the answer in which it does."""
+
+    def __init__(self, answer: dict[str, Any], listed: dict[str, Any]) -> None:
+        self.answer = answer
+        self.listed = listed
+
+
+class _MLModelStructureProgramOperationProxy(_Listed):
     pass
 
 
-class _MLModelStructureNeuralNetworkLayerProxy:
+class _MLModelStructureNeuralNetworkLayerProxy(_Listed):
     pass
 
 
@@ -238,7 +258,8 @@ _NAMES = {
 def install(macos: tuple[int, int] = (26, 0)) -> None:
     """Lets coremltools predict with the portable engine; works before and after `import coremltools`.
 
-    From then on `MLModel.predict`, `make_state`, batches and `CompiledMLModel` work unchanged::
+    From then on `MLModel.predict`, `make_state`, batches, `CompiledMLModel`, `MLModelStructure` and `MLComputePlan` work
+    unchanged::
 
         import coreml_portable, coremltools
         coreml_portable.install()

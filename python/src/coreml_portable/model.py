@@ -28,7 +28,7 @@ def live_objects() -> int:
     return LIBRARY.cml_portable_live_objects()
 
 
-def _json(blob: c_void_p) -> dict[str, Any]:
+def _json(blob: c_void_p) -> Any:
     try:
         return json.loads(TABLE.blob_bytes(blob).text())
     finally:
@@ -87,6 +87,51 @@ def _config(
     )
     config.keep = name
     return config
+
+
+def _about(slot: Callable[..., int], path: str | os.PathLike[str], *arguments: Any) -> Any:
+    """What a slot answers about the model at a path."""
+    blob = c_void_p()
+    call(slot, TABLE.self_, Str.of(os.fsencode(path)), *arguments, byref(blob))
+    return _json(blob)
+
+
+def function_names(path: str | os.PathLike[str]) -> list[str]:
+    """The names of the functions of a model, which need not be one that the engine can run.
+
+    Raises:
+        CoreMLError: in one of its subclasses, if the model cannot be read.
+    """
+    return _about(TABLE.function_names, path)
+
+
+def model_structure(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What is inside a model: functions and ops, or layers, in the form that ``docs/abi.md`` calls the structure.
+
+    The model need not be one that the engine can run.
+
+    Raises:
+        CoreMLError: in one of its subclasses, if the model cannot be read.
+    """
+    return _about(TABLE.model_structure, path)
+
+
+def compute_plan(
+    path: str | os.PathLike[str], *, function: str | None = None, compute_units: str = "ALL"
+) -> dict[str, Any]:
+    """The structure, in which each op of the chosen function has its ``devices``, and its ``weight`` where that is known.
+
+    The weight is the op's share of the multiply-adds that the declared shapes imply.
+
+    Args:
+        path: the file or folder.
+        function: the function to plan, for models with several; the default one if None.
+        compute_units: as :class:`Model` takes it.
+
+    Raises:
+        CoreMLError: in one of its subclasses, if the engine cannot run the model.
+    """
+    return _about(TABLE.compute_plan, path, byref(_config(function, compute_units)))
 
 
 _H = TypeVar("_H", bound="_Handle")
