@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ct = pytest.importorskip("coremltools")
 
@@ -208,6 +209,23 @@ def test_what_has_no_structure_is_a_runtime_error_with_its_cause(tmp_path):
 def test_the_specification_version_is_refused():
     with pytest.raises(RuntimeError, match="specification version"):
         ct.libcoremlpython._MLModelProxy.auto_set_specification_version(b"")
+
+
+def test_images_go_in_and_come_out():
+    @mb.program(input_specs=[mb.TensorSpec((1, 3, 4, 5))])
+    def program(x):
+        return mb.sub(x=255.0, y=x, name="y")
+
+    image = ct.ImageType(name="x", shape=(1, 3, 4, 5))
+    tensors = ct.convert(program, inputs=[image], minimum_deployment_target=ct.target.iOS16)
+    spec = tensors.get_spec()
+    # The converter takes no images as outputs of a program that was built by hand.
+    spec.description.output[0].type.CopyFrom(spec.description.input[0].type)
+    model = ct.models.MLModel(spec, weights_dir=tensors.weights_dir)
+    pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    negative = model.predict({"x": Image.fromarray(pixels)})["y"]
+    assert (negative.mode, negative.size) == ("RGBA", (5, 4))
+    np.testing.assert_array_equal(np.asarray(negative)[..., :3], 255 - pixels)
 
 
 def test_install_twice_is_once():
