@@ -1,4 +1,4 @@
-//! `cargo xtask conformance`: coremltools' own tests against the portable engine, and `cargo xtask python`.
+//! `cargo xtask conformance`: coremltools' own tests against the portable engine.
 
 mod ledger;
 
@@ -11,6 +11,7 @@ use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 
+use crate::python::LIBRARY;
 use crate::run::{make_python, ready_python, visible};
 
 /// The parts of coremltools whose tests predict.
@@ -172,9 +173,7 @@ fn library(root: &Path) -> anyhow::Result<PathBuf> {
         "coreml-capi",
     ]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let name =
-        if cfg!(target_os = "macos") { "libcoreml_portable_c.dylib" } else { "libcoreml_portable_c.so" };
-    Ok(target.join("release").join(name))
+    Ok(target.join("release").join(LIBRARY))
 }
 
 /// The environment in which the suite runs; made on first use.
@@ -198,19 +197,6 @@ fn site(environment: &Path) -> anyhow::Result<PathBuf> {
         .map(|entry| entry.path().join("site-packages"))
         .find(|site| site.join("coremltools").exists())
         .with_context(|| format!("{} has no coremltools", environment.display()))
-}
-
-/// Runs the tests of the Python package.
-pub(crate) fn python(root: &Path, chosen: Option<&Path>) -> anyhow::Result<()> {
-    let environment = environment(root, chosen)?;
-    let library = library(root)?;
-    visible(
-        Command::new(environment.join("bin/python"))
-            .current_dir(root)
-            .env("COREML_PORTABLE_LIBRARY", library)
-            .env("PYTHONPATH", root.join("python/src"))
-            .args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "python/tests"]),
-    )
 }
 
 /// Runs the suite and judges it.

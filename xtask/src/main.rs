@@ -11,6 +11,7 @@ mod install_c;
 mod layers;
 mod models;
 mod prove;
+mod python;
 mod run;
 mod shim;
 
@@ -75,9 +76,9 @@ enum Verb {
     /// Prove what the client promises: eleven proofs that print their figures and fail on their bounds.
     #[command(after_help = "Example: cargo xtask prove soak --soak 60")]
     Prove(prove::Arguments),
-    /// Run the tests of the Python package.
+    /// Run the tests of the Python package (needs Python 3.11 and PyPI).
     Python {
-        /// An environment with the packages of conformance/requirements.txt; made in models/cache if none.
+        /// An environment with the packages of models/requirements.txt; made in models/cache if none.
         #[arg(long, value_name = "FOLDER")]
         environment: Option<PathBuf>,
     },
@@ -123,7 +124,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Loom => prove::loom(&root),
         Verb::Models => models::run(&root),
         Verb::Prove(arguments) => prove::run(&root, &arguments),
-        Verb::Python { environment } => conformance::python(&root, environment.as_deref()),
+        Verb::Python { environment } => python::run(&root, environment.as_deref()),
         Verb::Shim { known } => shim::run(&root, known.as_deref()),
     }
 }
