@@ -483,6 +483,11 @@ def image_resizing() -> Iterator[Case]:
     yield Case("crop_resize", inputs, options, "iOS17")
     scaled = {"target_height": 2, "target_width": 2, "sampling_mode": "ALIGN_CORNERS", "spatial_scale": np.float32(0.5)}
     yield Case("crop_resize", {"x": draw.normal(1, 2, 5, 6), "boxes": 2 * corners, "box_indices": np.array([0, 0], np.int32)}, scaled, "iOS17")
+    fine = np.array([[0.5, 0, 2.75, 5], [1, 2, 1.5, 2]], np.float32)
+    for mode, height, width in (("DEFAULT", 2, 3), ("DEFAULT", 1, 1), ("OFFSET_CORNERS", 3, 2), ("UNALIGN_CORNERS", 4, 2), ("STRICT_ALIGN_CORNERS", 1, 2)):
+        options = {"target_height": height, "target_width": width, "sampling_mode": mode}
+        yield Case("crop_resize", {"x": draw.normal(1, 2, 5, 6), "roi": fine.reshape(2, 1, 4, 1, 1)}, options)
+    yield Case("crop_resize", {"x": draw.normal(2, 1, 5, 6), "boxes": fine}, {"target_height": 3, "target_width": 4}, "iOS17")
     draw = Draw("resample")
     for sampling, padding, coordinates, aligned in (
         ("bilinear", "constant", "unnormalized", True), ("bilinear", "border", "normalized_minus_one_to_one", True),

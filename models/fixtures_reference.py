@@ -174,8 +174,8 @@ def silu(x: Array) -> Array:
 
 # Images
 
-def _grid(mode: str, size: int, target: int) -> Array:
-    """Where along an edge of `size` pixels each of the `target` samples lies; the table in `resize_bilinear`."""
+def _grid(mode: str, size: float, target: int) -> Array:
+    """Where along an edge of `size` pixels each of the `target` samples lies; the table in `resize_bilinear`. A box may be of part of a pixel."""
     i = np.arange(target)
     if mode == "ALIGN_CORNERS" and target == 1:
         points = np.array([(size - 1) / 2])
@@ -187,7 +187,7 @@ def _grid(mode: str, size: int, target: int) -> Array:
         points = (0.5 + i) * max(1, size - 1) / target
     else:
         points = (i + 0.5) * size / target - 0.5
-    return np.clip(points, 0, size - 1)
+    return np.clip(points, min(0, size - 1), max(0, size - 1))
 
 
 def _sample(x: Array, axis: int, points: Array) -> Array:
@@ -234,7 +234,7 @@ def crop(x: Array, crop_height: Ints, crop_width: Ints) -> Array:
 
 
 def _crop_box(image: Array, box: Array, target: tuple[int, int], normalized: bool, scale: float, order: str, mode: str) -> Array:
-    """One box out of [C, H, W]; only the sampling modes that coremltools documents for boxes without doubt."""
+    """One box out of [C, H, W]: sampled as an image is whose pixels lie from its start to its end."""
     corners = np.asarray(box, np.float64).reshape(4)
     if order.endswith("WIDTH_FIRST"):
         corners = corners[[1, 0, 3, 2]]
@@ -244,12 +244,7 @@ def _crop_box(image: Array, box: Array, target: tuple[int, int], normalized: boo
         extent = image.shape[axis] - 1
         start, end = (corners[0], corners[2]) if axis == -2 else (corners[1], corners[3])
         start, end = (edge * scale * (extent if normalized else 1) for edge in (start, end))
-        if mode == "OFFSET_CORNERS":
-            points = start + (np.arange(size) + 0.5) * (end - start) / size
-        elif size == 1 and mode == "ALIGN_CORNERS":
-            points = np.array([(start + end) / 2])
-        else:
-            points = start + np.arange(size) * (end - start) / max(size - 1, 1)
+        points = start + _grid(mode, end - start + 1, size)
         image = _sample(image, axis, points)
     return image
 

@@ -49,9 +49,9 @@ impl Sampling {
         })
     }
 
-    /// The places of `target` samples of an edge of `size` pixels.
-    fn grid(self, size: usize, target: usize) -> Vec<f64> {
-        let (n, last) = (size as f64, size.saturating_sub(1) as f64);
+    /// The places of `target` samples of an edge whose pixels lie at 0 to `last`. A box may end between pixels, or before it starts.
+    fn grid(self, last: f64, target: usize) -> Vec<f64> {
+        let n = last + 1.0;
         let place = |i: f64| match self {
             Self::AlignCorners if target == 1 => last / 2.0,
             Self::StrictAlignCorners | Self::AlignCorners => i * last / (target - 1).max(1) as f64,
@@ -61,7 +61,8 @@ impl Sampling {
             Self::Nearest => (i * n / target as f64).floor(),
             Self::NearestMiddle => ((i + 0.5) * n / target as f64).floor(),
         };
-        (0..target).map(|i| place(i as f64).clamp(0.0, last)).collect()
+        // Not `clamp`, which panics where a box is of NaN.
+        (0..target).map(|i| place(i as f64).max(last.min(0.0)).min(last.max(0.0))).collect()
     }
 }
 
@@ -115,8 +116,8 @@ fn on_grid(
     let ([height, width], shape) = resized(view.shape(), target)?;
     let mut data = run.buffer::<f32>(&shape)?;
     let dense = view.to_contiguous_in(run.pool());
-    let rows = taps(&sampling[0].grid(height, target[0]), height);
-    let columns = taps(&sampling[1].grid(width, target[1]), width);
+    let rows = taps(&sampling[0].grid((height - 1) as f64, target[0]), height);
+    let columns = taps(&sampling[1].grid((width - 1) as f64, target[1]), width);
     for plane in dense.data().chunks_exact(height * width) {
         sample(plane, width, &rows, &columns, &mut data);
     }
@@ -365,13 +366,7 @@ fn edge(
 ) -> Vec<f64> {
     let extent = if normalized { size.saturating_sub(1) as f64 } else { 1.0 };
     let [start, end] = ends.map(|end| end * scale * extent);
-    let place = |i: f64| match sampling {
-        Sampling::OffsetCorners => start + (i + 0.5) * (end - start) / target as f64,
-        Sampling::UnalignCorners => start + (i + 0.5) * (end - start + 1.0) / target as f64 - 0.5,
-        Sampling::AlignCorners if target == 1 => (start + end) / 2.0,
-        _ => start + i * (end - start) / (target - 1).max(1) as f64,
-    };
-    (0..target).map(|i| place(i as f64)).collect()
+    sampling.grid(end - start, target).into_iter().map(|place| start + place).collect()
 }
 
 /// What lies outside an image.
@@ -566,11 +561,34 @@ mod tests {
         let close = |found: Vec<f64>, expected: &[f64]| {
             assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 0.005), "{found:?} {expected:?}");
         };
-        close(Sampling::UnalignCorners.grid(2, 5), &[0.0, 0.1, 0.5, 0.9, 1.0]);
-        close(Sampling::StrictAlignCorners.grid(2, 5), &[0.0, 0.25, 0.5, 0.75, 1.0]);
-        close(Sampling::Default.grid(2, 5), &[0.0, 0.4, 0.8, 1.0, 1.0]);
-        close(Sampling::OffsetCorners.grid(2, 5), &[0.1, 0.3, 0.5, 0.7, 0.9]);
-        close(Sampling::AlignCorners.grid(5, 1), &[2.0]);
+        close(Sampling::UnalignCorners.grid(1.0, 5), &[0.0, 0.1, 0.5, 0.9, 1.0]);
+        close(Sampling::StrictAlignCorners.grid(1.0, 5), &[0.0, 0.25, 0.5, 0.75, 1.0]);
+        close(Sampling::Default.grid(1.0, 5), &[0.0, 0.4, 0.8, 1.0, 1.0]);
+        close(Sampling::OffsetCorners.grid(1.0, 5), &[0.1, 0.3, 0.5, 0.7, 0.9]);
+        close(Sampling::AlignCorners.grid(4.0, 1), &[2.0]);
+    }
+
+    /// One row of the grid over the box from 0 to 3 of 4x4 pixels, in each mode.
+    #[test]
+    fn boxes_are_sampled_as_images_are() {
+        let x: Vec<f32> = (0..16).map(|i| i as f32).collect();
+        let case = |box_: [f32; 4], width: i32| {
+            let case = Case::in_opset("crop_resize", Ios15).input("x", &[1, 1, 4, 4], &x);
+            case.input("roi", &[1, 1, 4, 1, 1], &box_).int("target_width", width)
+        };
+        let row = [0.0, 0.0, 0.0, 3.0];
+        assert_eq!(case(row, 2).f32(), (vec![1, 1, 1, 1, 2], vec![0.0, 2.0]));
+        let found =
+            |mode: &str, box_: [f32; 4], width: i32| case(box_, width).string("sampling_mode", mode).f32().1;
+        assert_eq!(found("DEFAULT", row, 8), [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.0]);
+        assert_eq!(found("STRICT_ALIGN_CORNERS", row, 2), [0.0, 3.0]);
+        assert_eq!(found("UNALIGN_CORNERS", row, 2), [0.5, 2.5]);
+        assert_eq!(found("UNALIGN_CORNERS", row, 8), [0.0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.0]);
+        assert_eq!(found("OFFSET_CORNERS", row, 3), [0.5, 1.5, 2.5]);
+        // A box of half a pixel is sampled as one of a pixel, and within its bounds.
+        assert_eq!(found("OFFSET_CORNERS", [0.0, 1.0, 0.0, 1.5], 4), [1.125, 1.375, 1.5, 1.5]);
+        assert_eq!(found("ALIGN_CORNERS", [0.0, 2.0, 0.0, 1.0], 2), [2.0, 1.0]);
+        assert_eq!(found("DEFAULT", [f32::NAN, 0.0, f32::INFINITY, 3.0], 2), [0.0, 0.0]);
     }
 
     #[test]
