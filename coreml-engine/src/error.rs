@@ -104,9 +104,14 @@ pub enum OpError {
     /// A required parameter is absent.
     #[error("parameter `{0}` is missing")]
     Missing(&'static str),
-    /// A parameter that this op does not have.
-    #[error("unknown parameter `{0}`")]
-    UnknownParameter(String),
+    /// A parameter that this op does not have in the opset.
+    #[error("unknown parameter `{parameter}` in opset {opset}")]
+    UnknownParameter {
+        /// Its name.
+        parameter: String,
+        /// The opset of the function.
+        opset: String,
+    },
     /// A parameter that must be known at load is computed by the program.
     #[error("parameter `{0}` must be a constant")]
     NotConstant(&'static str),

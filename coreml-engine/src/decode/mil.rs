@@ -161,7 +161,8 @@ impl Decoder<'_> {
         if let Some(name) =
             op.inputs.keys().find(|name| !matches!(name.as_str(), "probabilities" | "classes"))
         {
-            let source = OpError::UnknownParameter(name.clone());
+            let opset = self.function.opset.name().into();
+            let source = OpError::UnknownParameter { parameter: name.clone(), opset };
             return Err(DecodeError::Op { op: op.r#type.clone(), output, source });
         }
         let argument = |name: &str| match op.inputs.get(name).map(|input| &input.arguments[..]) {

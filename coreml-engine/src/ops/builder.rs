@@ -355,7 +355,10 @@ impl<'a> OpBuilder<'a> {
             return Err(OpError::Invalid("it makes tensors, and is declared to make something else".into()));
         }
         match self.op.arguments.iter().find(|(key, _)| !self.asked.contains(&**key)) {
-            Some((key, _)) => Err(OpError::UnknownParameter(key.to_string())),
+            Some((key, _)) => Err(OpError::UnknownParameter {
+                parameter: key.to_string(),
+                opset: self.function.opset.name().into(),
+            }),
             None => Ok(self.inputs),
         }
     }

@@ -209,7 +209,10 @@ fn unpack_mask(bytes: &[u8], count: usize) -> Result<Vec<bool>, KernelError> {
 
 /// The shape that iOS 16 says apart.
 fn shape_of(op: &mut OpBuilder<'_>) -> Result<Option<Dims>, OpError> {
-    let Some(shape) = op.ints_opt("shape")? else { return Ok(None) };
+    if op.opset() >= Ios18 {
+        return Ok(None);
+    }
+    let shape = op.ints_opt("shape")?.ok_or(OpError::Missing("shape"))?;
     let dim = |&dim: &i32| usize::try_from(dim).map_err(|_| parameter("shape", "a negative dimension"));
     shape.iter().map(dim).collect::<Result<_, _>>().map(Some)
 }
@@ -320,7 +323,6 @@ impl Palettes {
 fn lut_to_dense(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     let (indices, packed) = known(op, "indices")?;
     let (lut, table) = known(op, "lut")?;
-    let axis = op.int_opt("vector_axis")?;
     let (palettes, packed_bits) = match shape_of(op)? {
         // iOS 16: one palette for all, and packed indices.
         Some(shape) => {
@@ -345,7 +347,10 @@ fn lut_to_dense(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
             lut.extend([entries, 1]);
             (Palettes::new(&shape, Some(bits), &lut, None)?, Some(bits))
         }
-        None => (Palettes::new(&packed, indices.ty.dtype.bits(), &table, axis)?, None),
+        None => {
+            let axis = op.int_opt("vector_axis")?;
+            (Palettes::new(&packed, indices.ty.dtype.bits(), &table, axis)?, None)
+        }
     };
     Ok(Box::new(move |run| {
         let shape = palettes.shape();
@@ -520,6 +525,26 @@ mod tests {
             .constant("lut", floats(&[1, 64, 1], &lut))
             .f32();
         assert_eq!(found.1, elements.map(|i| i as f32 * 0.5));
+    }
+
+    #[test]
+    fn the_form_is_that_of_the_opset() {
+        let palette = |opset, lut: &[usize]| {
+            let case = Case::in_opset("constexpr_lut_to_dense", opset);
+            let case = case.constant("indices", packed(DType::U8, &[1], &[0b01]));
+            case.constant("lut", floats(lut, &[1.0, 2.0]))
+        };
+        assert_eq!(palette(Opset::Ios17, &[1, 2, 1]).error(), "parameter `shape` is missing");
+        let axis = palette(Opset::Ios17, &[2]).ints("shape", &[2]).int("vector_axis", 0);
+        assert_eq!(axis.error(), "unknown parameter `vector_axis` in opset iOS17");
+        let sparse = |opset, mask: Constant| {
+            let case = Case::in_opset("constexpr_sparse_to_dense", opset);
+            case.constant("nonzero_data", floats(&[1], &[3.0])).constant("mask", mask)
+        };
+        let bits = || packed(DType::U1, &[2], &[1, 0]);
+        assert_eq!(sparse(Opset::Ios17, bits()).error(), "parameter `shape` is missing");
+        let error = sparse(Opset::Ios18, bits()).ints("shape", &[2]).error();
+        assert_eq!(error, "unknown parameter `shape` in opset iOS18");
     }
 
     #[test]

@@ -193,6 +193,9 @@ fn cast(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
         DType::I32 | DType::I64 | DType::F16 | DType::F32 | DType::F64 => |x| x,
         other => return Err(OpError::Unsupported(format!("casting to {other}"))),
     };
+    if matches!(dtype, DType::I8 | DType::U8 | DType::I16 | DType::U16) && op.opset() < Ios17 {
+        return Err(parameter("dtype", format!("{dtype} needs opset iOS17, found {}", op.opset().name())));
+    }
     let round = dtype == DType::F16 && x.ty.dtype != DType::F16;
     Ok(Box::new(move |run| {
         let value = run.take(x.slot)?;
@@ -239,6 +242,7 @@ fn cast(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
 mod tests {
     use rten_tensor::prelude::*;
 
+    use crate::ir::Opset;
     use crate::ops::testing::{Case, assert_close};
     use crate::types::DType;
     use crate::value::Value;
@@ -338,6 +342,9 @@ mod tests {
         assert_eq!(Case::new("cast").input_i32("x", &[1], &[7]).string("dtype", "fp32").f32().1, [7.0]);
         let error = Case::new("cast").input("x", &[1], &[7.0]).string("dtype", "complex").error();
         assert!(error.contains("`complex` is not a type to cast to"), "{error}");
+        let error =
+            Case::in_opset("cast", Opset::Ios16).input("x", &[1], &[7.0]).string("dtype", "int8").error();
+        assert_eq!(error, "parameter `dtype`: int8 needs opset iOS17, found iOS16");
     }
 
     #[test]
@@ -349,7 +356,7 @@ mod tests {
     #[test]
     fn a_parameter_that_the_op_does_not_have_is_refused() {
         let error = Case::new("abs").input("x", &[1], &[1.0]).float("alpha", 1.0).error();
-        assert_eq!(error, "unknown parameter `alpha`");
+        assert_eq!(error, "unknown parameter `alpha` in opset iOS17");
     }
 
     #[test]

@@ -191,7 +191,7 @@ fn arg(
     let x = op.input("x")?;
     let axis = op.axis("axis", Some(-1), x.rank())?;
     let keep = op.bool("keep_dims", false)?;
-    let dtype = op.string("output_dtype", "int32")?;
+    let dtype = if op.opset() >= Ios17 { op.string("output_dtype", "int32")? } else { "int32".to_owned() };
     let narrow = match DType::from_name(&dtype) {
         Some(DType::I32) => i32::MAX as usize,
         Some(DType::U16) => usize::from(u16::MAX),
@@ -233,6 +233,7 @@ fn best<T: Copy>(row: &[T], better: impl Fn(T, T) -> bool) -> Result<i32, Kernel
 
 #[cfg(test)]
 mod tests {
+    use crate::ir::Opset::{Ios16, Ios17};
     use crate::ops::testing::{Case, assert_close};
 
     const X: [f32; 12] = [1.0, -2.0, 3.0, 0.5, 4.0, -1.0, 2.5, 0.25, -3.0, 1.5, 2.0, -0.5];
@@ -275,6 +276,18 @@ mod tests {
         let positive = [1.0, 2.0, 3.0, 4.0];
         let data = Case::new("reduce_log_sum").input("x", &[2, 2], &positive).ints("axes", &[0]).f32().1;
         assert_close(&data, &[4.0_f32.ln(), 6.0_f32.ln()], 1e-6);
+    }
+
+    #[test]
+    fn the_type_of_an_index_is_asked_for_since_ios_17() {
+        for name in ["reduce_argmax", "reduce_argmin"] {
+            let case = |opset| {
+                let case = Case::in_opset(name, opset).input("x", &[2], &[1.0, 1.0]);
+                case.string("output_dtype", "uint16")
+            };
+            assert_eq!(case(Ios17).i32().1, [0]);
+            assert_eq!(case(Ios16).error(), "unknown parameter `output_dtype` in opset iOS16");
+        }
     }
 
     #[test]
