@@ -39,7 +39,7 @@ ct = packages.ct
 
 FEATURES = {np.dtype(np.float32): "fp32", np.dtype(np.int32): "int32"}
 MISEVALUATED = {"concat", "scatter_along_axis"}  # coremltools 9.0 ignores `interleave` and `mode`
-NAMES = {np.dtype(np.bool_): "bool", np.dtype(np.uint8): "uint8", np.dtype(np.int8): "int8", np.dtype(np.int16): "int16"}
+NAMES = {np.dtype(np.bool_): "bool", np.dtype(np.uint8): "uint8", np.dtype(np.int8): "int8", np.dtype(np.int16): "int16", np.dtype(np.uint16): "uint16"}
 
 
 def flat(inputs: dict[str, Any]) -> Iterator[tuple[str, Array]]:

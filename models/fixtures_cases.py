@@ -457,6 +457,12 @@ def image_resizing() -> Iterator[Case]:
         yield Case("resize", {"x": draw.normal(1, 1, 3, 4)}, options, "iOS17")
     options = {"shape": np.array([6, 0], np.int32), "resized_dims": np.uint32(2), "interpolation_mode": "NEAREST_NEIGHBOR"}
     yield Case("resize", {"x": draw.normal(1, 2, 3, 4)}, options, "iOS17")
+    for mode in modes:
+        options = {"shape": np.array([5, 3], np.int32), "resized_dims": np.uint32(2), "sampling_mode": mode, "interpolation_mode": "NEAREST_NEIGHBOR"}
+        yield Case("resize", {"x": draw.normal(1, 3, 4) if mode != "DEFAULT" else draw.integers(-9, 9, 1, 3, 4)}, options, "iOS17")
+    for dims, mode in ((1, "OFFSET_CORNERS"), (3, "DEFAULT")):
+        options = {"shape": np.array([3, 5, 2], np.int32), "resized_dims": np.uint32(dims), "sampling_mode": mode}
+        yield Case("resize", {"x": draw.normal(2, 2, 3, 4)}, options, "iOS17")
     draw = Draw("upsample_bilinear")
     for (height, width), aligned in product(((2, 2), (3, 1)), (True, False)):
         options = {"scale_factor_height": height, "scale_factor_width": width, "align_corners": aligned}
@@ -487,7 +493,8 @@ def image_resizing() -> Iterator[Case]:
     for mode, height, width in (("DEFAULT", 2, 3), ("DEFAULT", 1, 1), ("OFFSET_CORNERS", 3, 2), ("UNALIGN_CORNERS", 4, 2), ("STRICT_ALIGN_CORNERS", 1, 2)):
         options = {"target_height": height, "target_width": width, "sampling_mode": mode}
         yield Case("crop_resize", {"x": draw.normal(1, 2, 5, 6), "roi": fine.reshape(2, 1, 4, 1, 1)}, options)
-    yield Case("crop_resize", {"x": draw.normal(2, 1, 5, 6), "boxes": fine}, {"target_height": 3, "target_width": 4}, "iOS17")
+    for boxes in (fine, np.array([[0, 1, 4, 5], [2, 2, 3, 2]], np.uint16)):
+        yield Case("crop_resize", {"x": draw.normal(2, 1, 5, 6), "boxes": boxes}, {"target_height": 3, "target_width": 4}, "iOS17")
     draw = Draw("resample")
     for sampling, padding, coordinates, aligned in (
         ("bilinear", "constant", "unnormalized", True), ("bilinear", "border", "normalized_minus_one_to_one", True),

@@ -225,7 +225,8 @@ def resize(
         if interpolation_mode == "LINEAR":
             out = _sample(out, axis, _grid(sampling_mode, x.shape[axis], target))
         else:
-            out = out.repeat(target // x.shape[axis], axis)
+            mode = "UNALIGN_CORNERS" if sampling_mode == "DEFAULT" else sampling_mode
+            out = np.take(out, np.floor(_grid(mode, x.shape[axis], target) + 0.5).astype(int), axis)
     return out
 
 

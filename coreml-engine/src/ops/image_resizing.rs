@@ -6,10 +6,12 @@
 use rten_tensor::Tensor;
 use rten_tensor::prelude::*;
 
+use super::strided::{Element, take_dense};
 use super::{Ints, Kernel, OpBuilder, OpDef, Run, parameter};
 use crate::error::{KernelError, OpError};
 use crate::ir::Opset::{Ios13, Ios15, Ios16, Ios17};
-use crate::value::{Outputs, Value, one};
+use crate::types::DType;
+use crate::value::{Outputs, Value, ValueView, one};
 
 pub(crate) const OPS: &[OpDef] = &[
     OpDef::new("affine", &[Ios15], affine),
@@ -33,8 +35,6 @@ enum Sampling {
     UnalignCorners,
     /// The nearest pixel at or before.
     Nearest,
-    /// The pixel that the middle of the sample lies in: as [`Self::Nearest`] where an edge grows by a whole factor.
-    NearestMiddle,
 }
 
 impl Sampling {
@@ -59,10 +59,16 @@ impl Sampling {
             Self::OffsetCorners => (0.5 + i) * last.max(1.0) / target as f64,
             Self::UnalignCorners => (i + 0.5) * n / target as f64 - 0.5,
             Self::Nearest => (i * n / target as f64).floor(),
-            Self::NearestMiddle => ((i + 0.5) * n / target as f64).floor(),
         };
         // Not `clamp`, which panics where a box is of NaN.
         (0..target).map(|i| place(i as f64).max(last.min(0.0)).min(last.max(0.0))).collect()
+    }
+
+    /// The pixels nearest to the places; half-way, it is the one behind. By default it is the one that the middle of a sample lies
+    /// in, as coremltools' tests of `resize` have it.
+    fn nearest(self, last: f64, target: usize) -> Vec<f64> {
+        let sampling = if self == Self::Default { Self::UnalignCorners } else { self };
+        sampling.grid(last, target).into_iter().map(|place| (place + 0.5).floor()).collect()
     }
 }
 
@@ -78,9 +84,12 @@ fn taps(places: &[f64], size: usize) -> Vec<Tap> {
     places.iter().map(tap).collect()
 }
 
+fn mix(a: f32, b: f32, share: f32) -> f32 {
+    if share == 0.0 { a } else { a * (1.0 - share) + b * share }
+}
+
 /// Linear interpolation of one plane of `width` at all pairs of rows and columns.
 fn sample(plane: &[f32], width: usize, rows: &[Tap], columns: &[Tap], out: &mut Vec<f32>) {
-    let mix = |a: f32, b: f32, share: f32| if share == 0.0 { a } else { a * (1.0 - share) + b * share };
     for &(top, bottom, down) in rows {
         let (top, bottom) = (&plane[top * width..][..width], &plane[bottom * width..][..width]);
         out.extend(columns.iter().map(|&(left, right, across)| {
@@ -174,8 +183,8 @@ fn upsample(op: &mut OpBuilder<'_>, sampling: Sampling) -> Result<Kernel, OpErro
 
 fn upsample_bilinear(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     let align = op.bool("align_corners", true)?;
-    // iOS 16 adds it for `align_corners = false`; absent there, pixel centres are half-way.
-    let half_pixel = op.bool("half_pixel_centers", !align)?;
+    // iOS 16 adds it for `align_corners = false`; absent, pixel centres are half-way.
+    let half_pixel = if op.opset() >= Ios16 { op.bool("half_pixel_centers", !align)? } else { !align };
     upsample(
         op,
         match (align, half_pixel) {
@@ -191,21 +200,17 @@ fn upsample_nearest_neighbor(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> 
     upsample(op, Sampling::Nearest)
 }
 
-/// The last `resized_dims` dimensions, which are at most two here, become those of `shape`; 0 keeps one.
+/// The last `resized_dims` dimensions become those of `shape`; 0 keeps one.
 fn resize(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
-    let x = op.float_input("x", 1..=5)?;
+    let x = op.input("x")?;
     let shape: Ints = op.ints_or_input("shape")?;
     let dims = size(op, "resized_dims", None)?;
-    if dims > 2 {
-        return Err(OpError::Unsupported(format!("resizing {dims} dimensions")));
-    }
     let sampling = Sampling::read(op)?;
-    let sampling = match op.string("interpolation_mode", "LINEAR")?.as_str() {
-        "LINEAR" => sampling,
-        "NEAREST_NEIGHBOR" if sampling == Sampling::Default => Sampling::NearestMiddle,
-        "NEAREST_NEIGHBOR" => {
-            return Err(OpError::Unsupported("NEAREST_NEIGHBOR with a sampling mode".into()));
-        }
+    let nearest = match op.string("interpolation_mode", "LINEAR")?.as_str() {
+        "LINEAR" if x.ty.dtype.is_float() => false,
+        // Nobody says what becomes of fractions.
+        "LINEAR" => return Err(OpError::Unsupported("linear interpolation of integers".into())),
+        "NEAREST_NEIGHBOR" => true,
         other => {
             return Err(parameter("interpolation_mode", format!("`{other}` is not an interpolation mode")));
         }
@@ -213,19 +218,58 @@ fn resize(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     Ok(Box::new(move |run| {
         let found = run.any(x.slot)?.shape().to_vec();
         let wanted = run.ints(&shape)?;
-        if wanted.len() < dims || wanted.len() > found.len() || found.len() < 2 {
+        if wanted.len() < dims || wanted.len() > found.len() {
             return Err(KernelError::shape(format!("shape {found:?} cannot be resized to {wanted:?}")));
         }
-        let mut target = [found[found.len() - 2], found[found.len() - 1]];
-        for (place, &n) in target[2 - dims..].iter_mut().zip(&wanted[wanted.len() - dims..]) {
+        let first = found.len() - dims;
+        let mut made = found.clone();
+        for (place, &n) in made[first..].iter_mut().zip(&wanted[wanted.len() - dims..]) {
             match usize::try_from(n) {
                 Ok(0) => {}
                 Ok(n) => *place = n,
                 Err(_) => return Err(KernelError::value(format!("a dimension of {n}"))),
             }
         }
-        on_grid(run, x.slot, target, [sampling; 2])
+        if found.contains(&0) {
+            return Err(KernelError::shape(format!("an image of shape {found:?} has no pixels")));
+        }
+        run.check_size(&made)?;
+        let place = |(&size, &target): (&usize, &usize)| {
+            let last = (size - 1) as f64;
+            let grid = if nearest { sampling.nearest(last, target) } else { sampling.grid(last, target) };
+            taps(&grid, size)
+        };
+        let places: Vec<Vec<Tap>> = found[first..].iter().zip(&made[first..]).map(place).collect();
+        Ok(one(match take_dense(run, x.slot)? {
+            Value::F32(x) if nearest => Value::F32(along_axes(run, x, &places, |x, _, _| x)?),
+            Value::F32(x) => Value::F32(along_axes(run, x, &places, mix)?),
+            Value::I32(x) => Value::I32(along_axes(run, x, &places, |x, _, _| x)?),
+        }))
     }))
+}
+
+/// `f` of each place's neighbours and its share, along the last axes one after the other.
+fn along_axes<T: Element>(
+    run: &Run<'_, '_>,
+    mut tensor: Tensor<T>,
+    places: &[Vec<Tap>],
+    f: impl Fn(T, T, f32) -> T,
+) -> Result<Tensor<T>, KernelError> {
+    let first = tensor.ndim() - places.len();
+    for (axis, taps) in places.iter().enumerate().rev() {
+        let mut shape = tensor.shape().to_vec();
+        let size = std::mem::replace(&mut shape[first + axis], taps.len());
+        let inner: usize = shape[first + axis + 1..].iter().product();
+        let mut data = run.buffer::<T>(&shape)?;
+        for block in tensor.data().unwrap_or(&[]).chunks_exact(size * inner) {
+            for &(low, high, share) in taps {
+                let (low, high) = (&block[low * inner..][..inner], &block[high * inner..][..inner]);
+                data.extend(low.iter().zip(high).map(|(&low, &high)| f(low, high, share)));
+            }
+        }
+        run.recycle(T::value(std::mem::replace(&mut tensor, Tensor::from_data(&shape, data))));
+    }
+    Ok(tensor)
 }
 
 fn crop(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
@@ -253,15 +297,29 @@ fn crop(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     }))
 }
 
+/// The elements in row-major order.
+fn numbers(run: &Run<'_, '_>, slot: usize) -> Result<Vec<f64>, KernelError> {
+    Ok(match run.any(slot)? {
+        ValueView::F32(view) => view.iter().map(|&x| f64::from(x)).collect(),
+        ValueView::I32(view) => view.iter().map(|&x| f64::from(x)).collect(),
+    })
+}
+
 /// Boxes out of images, each resized to the same size.
 fn crop_resize(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     let x = op.float_input("x", 4..=4)?;
     // iOS 17 has `boxes` and `box_indices` where the versions before have `roi`.
-    let by_roi = op.has("roi");
-    let boxes = op.float_input(if by_roi { "roi" } else { "boxes" }, 2..=5)?;
-    let indices = op.input_opt("box_indices")?;
+    let by_roi = op.opset() < Ios17;
+    let (boxes, indices) = if by_roi {
+        (op.float_input("roi", 5..=5)?, None)
+    } else {
+        (op.input("boxes")?, op.input_opt("box_indices")?)
+    };
     let target = [size(op, "target_height", Some(1))?, size(op, "target_width", Some(1))?];
     let normalized = op.bool("normalized_coordinates", false)?;
+    if !(boxes.ty.dtype.is_float() || (boxes.ty.dtype == DType::U16 && !normalized)) {
+        return Err(parameter("boxes", format!("expected floats, or uint16 of pixels, found {}", boxes.ty)));
+    }
     let scale = f64::from(op.float("spatial_scale", 1.0)?);
     let order = op.string("box_coordinate_mode", "CORNERS_HEIGHT_FIRST")?;
     let (center, width_first) = match order.as_str() {
@@ -277,7 +335,7 @@ fn crop_resize(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
         }
     };
     let sampling = Sampling::read(op)?;
-    let pad = op.float("pad_value", 0.0)?;
+    let pad = if op.opset() >= Ios16 { op.float("pad_value", 0.0)? } else { 0.0 };
     Ok(Box::new(move |run| {
         let view = run.f32(x.slot)?;
         let shape = view.shape().to_vec();
@@ -285,20 +343,17 @@ fn crop_resize(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
             return Err(KernelError::shape(format!("expected rank 4, found shape {shape:?}")));
         };
         let images = view.to_contiguous_in(run.pool());
-        let list: Vec<f32> = run.f32(boxes.slot)?.iter().copied().collect();
-        let columns = match run.any(boxes.slot)?.shape() {
-            [_, columns] => *columns,
-            [_, 1, columns, 1, 1] => *columns,
-            other => return Err(KernelError::shape(format!("boxes of shape {other:?}"))),
+        let list = numbers(run, boxes.slot)?;
+        let columns = match *run.any(boxes.slot)?.shape() {
+            [_, 4] if !by_roi => 4,
+            [_, 1, columns @ (4 | 5), 1, 1] if by_roi => columns,
+            ref other => return Err(KernelError::shape(format!("boxes of shape {other:?}"))),
         };
-        if !(columns == 4 || (columns == 5 && by_roi)) {
-            return Err(KernelError::shape(format!("boxes of {columns} coordinates")));
-        }
-        let rows: Vec<&[f32]> = list.chunks_exact(columns).collect();
+        let rows: Vec<&[f64]> = list.chunks_exact(columns).collect();
         let given: Option<Vec<i32>> =
             indices.as_ref().map(|i| run.i32(i.slot).map(|v| v.iter().copied().collect())).transpose()?;
         // Which image each box is cut from: its own, the one with its number, or (by `roi` without index) all.
-        let mut jobs: Vec<(usize, &[f32])> = Vec::new();
+        let mut jobs: Vec<(usize, &[f64])> = Vec::new();
         for (n, row) in rows.iter().enumerate() {
             let image = match (&given, columns) {
                 (Some(given), _) => given.get(n).map(|&i| i64::from(i)),
@@ -326,7 +381,7 @@ fn crop_resize(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
             return Err(KernelError::shape(format!("boxes of an empty image {shape:?}")));
         }
         for (image, row) in jobs {
-            let mut c = [row[0], row[1], row[2], row[3]].map(f64::from);
+            let mut c = [row[0], row[1], row[2], row[3]];
             if width_first {
                 c = [c[1], c[0], c[3], c[2]];
             }
@@ -510,10 +565,7 @@ fn resample(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     let coordinates = op.input("coordinates")?;
     let resampling = Resampling::read(op)?;
     Ok(Box::new(move |run| {
-        let places: Vec<f64> = match run.any(coordinates.slot)? {
-            crate::value::ValueView::F32(view) => view.iter().map(|&x| f64::from(x)).collect(),
-            crate::value::ValueView::I32(view) => view.iter().map(|&x| f64::from(x)).collect(),
-        };
+        let places = numbers(run, coordinates.slot)?;
         let shape = run.any(coordinates.slot)?.shape().to_vec();
         let batch = run.any(x.slot)?.shape().first().copied();
         let [count, height, width, 2] = shape[..] else {
@@ -554,6 +606,7 @@ fn affine(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ir::{Constant, ConstantData};
     use crate::ops::testing::{Case, assert_close};
 
     #[test]
@@ -637,6 +690,87 @@ mod tests {
             .string("interpolation_mode", "NEAREST_NEIGHBOR")
             .string("sampling_mode", "DEFAULT");
         assert_eq!(case.f32().1, [-6.174, -6.174, 9.371, 9.371, 9.371, 9.371]);
+    }
+
+    #[test]
+    fn resize_takes_the_nearest_pixel_in_every_sampling_mode() {
+        let found = |mode: &str, target: i32| {
+            let case = Case::new("resize").input("x", &[4], &[0.0, 1.0, 2.0, 3.0]).ints("shape", &[target]);
+            let case = case.int("resized_dims", 1).string("interpolation_mode", "NEAREST_NEIGHBOR");
+            case.string("sampling_mode", mode).f32().1
+        };
+        // Places 0, 1.5 and 3; 1.5; 0.5, 1.5 and 2.5.
+        assert_eq!(found("STRICT_ALIGN_CORNERS", 3), [0.0, 2.0, 3.0]);
+        assert_eq!(found("ALIGN_CORNERS", 1), [2.0]);
+        assert_eq!(found("OFFSET_CORNERS", 3), [1.0, 2.0, 3.0]);
+        // Places 0.5 and 2.5; the middles of the samples are 1 and 3.
+        assert_eq!(found("UNALIGN_CORNERS", 2), [1.0, 3.0]);
+        assert_eq!(found("DEFAULT", 2), [1.0, 3.0]);
+        assert_eq!(found("DEFAULT", 8), [0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0]);
+    }
+
+    #[test]
+    fn resize_changes_as_many_dimensions_as_it_is_told() {
+        let x: Vec<f32> = (0..8).map(|i| i as f32).collect();
+        let case = |dims: i32, shape: &[i32]| {
+            Case::new("resize").input("x", &[2, 2, 2], &x).ints("shape", shape).int("resized_dims", dims)
+        };
+        let strict = |case: Case| case.string("sampling_mode", "STRICT_ALIGN_CORNERS").f32();
+        let expected = vec![0.0, 1.0, 2.0, 3.0, 2.0, 3.0, 4.0, 5.0, 4.0, 5.0, 6.0, 7.0];
+        assert_eq!(strict(case(3, &[3, 0, 2])), (vec![3, 2, 2], expected));
+        assert_eq!(strict(case(1, &[7, 7, 3])).1[..6], [0.0, 0.5, 1.0, 2.0, 2.5, 3.0]);
+        // What is not resized is not sampled anew either, which would move it.
+        assert_eq!(case(1, &[1]).string("sampling_mode", "OFFSET_CORNERS").f32().1, [0.5, 2.5, 4.5, 6.5]);
+        assert!(case(3, &[1, 1]).error().contains("cannot be resized"));
+        assert!(case(3, &[i32::MAX; 3]).error().contains("over its limit"));
+    }
+
+    #[test]
+    fn resize_keeps_integers_exact() {
+        let case = |mode: &str| {
+            let case =
+                Case::new("resize").input_i32("x", &[1, 2], &[(1 << 24) + 1, -7]).ints("shape", &[2, 4]);
+            case.int("resized_dims", 2).string("interpolation_mode", mode)
+        };
+        let row = [(1 << 24) + 1, (1 << 24) + 1, -7, -7];
+        assert_eq!(case("NEAREST_NEIGHBOR").i32(), (vec![2, 4], [row, row].concat()));
+        assert_eq!(case("LINEAR").error(), "not supported: linear interpolation of integers");
+    }
+
+    #[test]
+    fn boxes_may_be_of_pixels_in_uint16() {
+        let x: Vec<f32> = (0..16).map(|i| i as f32).collect();
+        let case = || {
+            let boxes = ConstantData::I32(vec![1, 0, 1, 3]);
+            let case = Case::new("crop_resize").input("x", &[1, 1, 4, 4], &x).int("target_width", 2);
+            case.constant("boxes", Constant::new(DType::U16, vec![1, 4], boxes).unwrap())
+        };
+        assert_eq!(case().f32(), (vec![1, 1, 1, 2], vec![4.0, 6.0]));
+        let error = case().bool("normalized_coordinates", true).error();
+        assert_eq!(error, "parameter `boxes`: expected floats, or uint16 of pixels, found uint16[1, 4]");
+    }
+
+    #[test]
+    fn parameters_of_later_opsets_are_unknown() {
+        let x = [0.0; 4];
+        let boxes = |opset, name| {
+            let case = Case::in_opset("crop_resize", opset).input("x", &[1, 1, 2, 2], &x);
+            if name == "roi" {
+                case.input("roi", &[1, 1, 4, 1, 1], &x)
+            } else {
+                case.input("boxes", &[1, 4], &x)
+            }
+        };
+        assert_eq!(boxes(Ios16, "boxes").error(), "parameter `roi` is missing");
+        assert_eq!(boxes(Ios17, "roi").error(), "parameter `boxes` is missing");
+        let unknown = |name: &str| format!("unknown parameter `{name}` in opset iOS15");
+        assert_eq!(boxes(Ios15, "roi").float("pad_value", 1.0).error(), unknown("pad_value"));
+        let upsample = |opset| {
+            let case = Case::in_opset("upsample_bilinear", opset).input("x", &[1, 2, 2], &x);
+            case.bool("align_corners", false).bool("half_pixel_centers", false)
+        };
+        assert_eq!(upsample(Ios15).error(), unknown("half_pixel_centers"));
+        assert_eq!(upsample(Ios16).f32().0, [1, 2, 2]);
     }
 
     /// As coremltools' `TestResample` has it: 3.5 of two pixels is the place 6.5, and 1.2 is 1.9.
