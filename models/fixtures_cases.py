@@ -167,6 +167,8 @@ def linear() -> Iterator[Case]:
             continue
         parameters = {"weight": draw.normal(out, shape[-1])} | ({"bias": draw.normal(out)} if bias else {})
         yield Case("linear", {"x": draw.normal(*shape)}, parameters)
+    whole = {"weight": draw.integers(-9, 9, 5, 4), "bias": draw.integers(-9, 9, 5)}
+    yield Case("linear", {"x": draw.integers(-9, 9, 2, 3, 4)}, whole)
     draw = Draw("matmul")
     for left, right, tx, ty in (
         ((3, 4), (4, 2), False, False), ((2, 3, 4), (2, 4, 5), False, False), ((2, 4, 3), (2, 4, 5), True, False),

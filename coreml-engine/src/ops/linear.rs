@@ -17,8 +17,10 @@ use smallvec::SmallVec;
 
 use super::{Input, Kernel, OpBuilder, OpDef, Run, parameter};
 use crate::error::{KernelError, OpError};
+use crate::ir::Constant;
 use crate::ir::Opset::{Ios13, Ios17};
-use crate::value::{Outputs, Value, one};
+use crate::types::element_count;
+use crate::value::{Value, one};
 
 pub(crate) const OPS: &[OpDef] = &[
     OpDef::new("einsum", &[Ios13], einsum),
@@ -109,7 +111,10 @@ pub(super) fn product(
 
 /// `x [.., K] * weight [N, K] ^ T + bias [N]`.
 fn linear(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
-    let x = op.float_input("x", 1..=5)?;
+    let x = op.input("x")?;
+    if x.rank().is_some_and(|rank| !(1..=5).contains(&rank)) {
+        return Err(parameter("x", format!("expected rank 1 to 5, found {}", x.ty)));
+    }
     let weight = op.constant("weight")?;
     let &[n, k] = weight.shape() else {
         return Err(parameter("weight", format!("expected shape [out, in], found {:?}", weight.shape())));
@@ -119,17 +124,43 @@ fn linear(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     {
         return Err(parameter("weight", format!("expected {last} columns for x {}, found {k}", x.ty)));
     }
-    let bias = op.floats_opt("bias")?;
-    if bias.as_ref().is_some_and(|bias| bias.len() != n) {
+    let bias = op.constant_opt("bias")?;
+    if bias.as_ref().is_some_and(|bias| element_count(bias.shape()) != Some(n)) {
         return Err(parameter("bias", format!("expected {n} elements, one per row of the weight")));
     }
-    let rows = x.ty.fixed_shape().and_then(|shape| crate::types::element_count(shape.split_last()?.1));
+    if !x.ty.dtype.is_float() {
+        let weight = Tensor::from_data(&[n, k], whole("weight", &weight)?);
+        let bias = bias.map(|bias| whole("bias", &bias)).transpose()?;
+        return Ok(Box::new(move |run| {
+            let mut out = matmul_int(run, &run.i32(x.slot)?, &oriented(weight.view(), true))?;
+            if let (Some(bias), Some(data)) = (&bias, out.data_mut()) {
+                let pairs = data.iter_mut().zip(bias.iter().cycle());
+                pairs.for_each(|(sum, &bias)| *sum = sum.wrapping_add(bias));
+            }
+            Ok(one(out))
+        }));
+    }
+    let bias = bias.map(|bias| bias.to_f32()).transpose()?;
+    let rows = x.ty.fixed_shape().and_then(|shape| element_count(shape.split_last()?.1));
     let elements = weight.to_f32()?;
     let weight = Weight::new(NdTensorView::from_data([n, k], &elements[..]).transposed(), rows);
     Ok(Box::new(move |run| {
         let out = product(run, run.f32(x.slot)?, &weight, bias.as_deref())?;
         Ok(one(out))
     }))
+}
+
+/// A constant to multiply integers with, or to add to them. Nobody says what becomes of fractions.
+fn whole(name: &'static str, constant: &Constant) -> Result<Vec<i32>, OpError> {
+    if !constant.dtype().is_float() {
+        return constant.to_i32();
+    }
+    let whole = |x: f32| (x.fract() == 0.0 && x.abs() < 2f32.powi(31)).then_some(x as i32);
+    let integers = constant.to_f32()?.into_iter().map(|x| {
+        whole(x)
+            .ok_or_else(|| parameter(name, format!("{x} where an integer is needed, to multiply integers")))
+    });
+    integers.collect()
 }
 
 /// NumPy's `matmul`, with either side transposed first.
@@ -147,7 +178,7 @@ fn matmul(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     let float = if matches!(a, Side::Converted(_)) { &y } else { &x }.ty.dtype.is_float();
     if !float {
         return Ok(Box::new(move |run| {
-            matmul_int(run, &oriented(a.i32(run)?, transpose_x), &oriented(b.i32(run)?, transpose_y))
+            matmul_int(run, &oriented(a.i32(run)?, transpose_x), &oriented(b.i32(run)?, transpose_y)).map(one)
         }));
     }
     // A constant matrix on the right is a weight. (The slot stays registered; reading it costs nothing.)
@@ -159,7 +190,7 @@ fn matmul(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
         let view = NdTensorView::from_data([a, b], &elements[..]);
         let rows = x.ty.fixed_shape().and_then(|shape| {
             let inner = if transpose_x { shape[shape.len() - 2] } else { shape[shape.len() - 1] };
-            crate::types::element_count(&shape)?.checked_div(inner)
+            element_count(&shape)?.checked_div(inner)
         });
         let weight = Weight::new(if transpose_y { view.transposed() } else { view }, rows);
         return Ok(Box::new(move |run| {
@@ -197,19 +228,10 @@ impl Side {
             Some(constant) if side.ty.dtype.is_float() != float && other.constant.is_none() => constant,
             _ => return Ok(Self::Slot(side.slot)),
         };
-        let floats = constant.to_f32()?;
         if float {
-            return Ok(Self::Converted(Value::F32(Tensor::from_data(constant.shape(), floats))));
+            return Ok(Self::Converted(Value::F32(Tensor::from_data(constant.shape(), constant.to_f32()?))));
         }
-        // Nobody says what becomes of fractions.
-        let whole = |x: f32| (x.fract() == 0.0 && x.abs() < 2f32.powi(31)).then_some(x as i32);
-        let integers = floats.iter().map(|&x| {
-            whole(x).ok_or_else(|| {
-                parameter(name, format!("{x} where an integer is needed, to multiply integers"))
-            })
-        });
-        let integers = integers.collect::<Result<Vec<_>, _>>()?;
-        Ok(Self::Converted(Value::I32(Tensor::from_data(constant.shape(), integers))))
+        Ok(Self::Converted(Value::I32(Tensor::from_data(constant.shape(), whole(name, constant)?))))
     }
 
     fn f32<'r>(&'r self, run: &'r Run<'_, '_>) -> Result<TensorView<'r, f32>, KernelError> {
@@ -325,7 +347,7 @@ fn matmul_int(
     run: &Run<'_, '_>,
     a: &TensorView<'_, i32>,
     b: &TensorView<'_, i32>,
-) -> Result<Outputs, KernelError> {
+) -> Result<Tensor<i32>, KernelError> {
     let shape = product_shape(a.shape(), b.shape())?;
     run.check_size(&shape)?;
     let a_matrix = if a.ndim() == 1 { a.clone().with_new_axis(0) } else { a.clone() };
@@ -345,7 +367,7 @@ fn matmul_int(
             }
         }
     }
-    Ok(one(Value::I32(Tensor::from_data(&shape, data))))
+    Ok(Tensor::from_data(&shape, data))
 }
 
 /// Products and sums over named axes, of two tensors.
@@ -543,6 +565,32 @@ mod tests {
         let fraction = Constant::f32(&[1, 1], vec![0.5]).unwrap();
         let error = case("matmul").input_i32("x", &[1, 1], &[1]).constant("y", fraction).error();
         assert!(error.contains("0.5 where an integer is needed"), "{error}");
+    }
+
+    #[test]
+    fn linear_of_integers_is_exact() {
+        let case = |bias: Constant| {
+            let weight = Constant::i32(&[3, 2], vec![1, 1, 1, 0, 2, -1]).unwrap();
+            Case::new("linear")
+                .input_i32("x", &[2, 2], &[1 << 24, 1, 3, 4])
+                .constant("weight", weight)
+                .constant("bias", bias)
+        };
+        let found = case(Constant::i32(&[3], vec![0, 5, i32::MAX]).unwrap()).i32();
+        let wrapped = ((1 << 25) - 1_i32).wrapping_add(i32::MAX);
+        let expected = vec![(1 << 24) + 1, (1 << 24) + 5, wrapped, 7, 8, 2_i32.wrapping_add(i32::MAX)];
+        assert_eq!(found, (vec![2, 3], expected));
+        let row = case(Constant::f32(&[3], vec![-1.0, 0.0, 1.0]).unwrap()).i32();
+        assert_eq!(row.1[3..], [6, 3, 3]);
+        let error = case(Constant::f32(&[3], vec![0.0, 0.5, 0.0]).unwrap()).error();
+        assert!(error.contains("`bias`: 0.5 where an integer is needed"), "{error}");
+    }
+
+    #[test]
+    fn linear_of_floats_takes_a_weight_of_integers() {
+        let weight = Constant::i32(&[1, 2], vec![2, -1]).unwrap();
+        let case = Case::new("linear").input("x", &[2], &[0.5, 3.0]).constant("weight", weight);
+        assert_eq!(case.f32(), (vec![1], vec![-2.0]));
     }
 
     #[test]
