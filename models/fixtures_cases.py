@@ -206,6 +206,15 @@ def conv() -> Iterator[Case]:
         bias = {"bias": draw.normal(out)} if len(kernel) != 1 else {}
         opset = "iOS16" if options.get("pad_type") == "same_lower" else "iOS15"
         yield Case("conv", {"x": draw.normal(*shape)}, {"weight": weight, **bias, **options}, opset)
+    draw = Draw("conv_quantized")
+    for shape, kernel, out, bits, options in (
+        ((1, 2, 5, 6), (3, 3), 3, 8, {}), ((1, 4, 6, 5), (3, 2), 4, 3, {"groups": 2, "pad_type": "same"}),
+        ((2, 2, 8), (3,), 2, 1, {"strides": [2]}), ((1, 3, 4, 4), (1, 1), 5, 4, {}),
+    ):  # fmt: skip
+        scales = out if bits > 3 else 1
+        quantized = {"weight": draw.integers(0, 2**bits, out, shape[1] // options.get("groups", 1), *kernel).astype(np.uint8), "nbits": bits}
+        factors = {"quant_scale": draw.uniform(0.01, 0.1, scales), "quant_bias": draw.normal(scales)}
+        yield Case("conv_quantized", {"x": draw.normal(*shape)}, {**quantized, **factors, "quantization_type": "linear", **options})
     draw = Draw("conv_transpose")
     for shape, kernel, out, options in (
         ((1, 2, 3, 4), (3, 3), 3, {}),

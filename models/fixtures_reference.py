@@ -59,6 +59,12 @@ def conv(
     return out if bias is None else out + bias.reshape(-1, *[1] * len(kernel))
 
 
+def conv_quantized(x: Array, weight: Array, quantization_type: str, quant_scale: Array, quant_bias: Array, nbits: int = 8, **options: Any) -> Array:
+    assert quantization_type == "linear" and weight.max() < 2**nbits
+    scale, bias = (part.reshape(-1, *[1] * (weight.ndim - 1)) for part in (quant_scale, quant_bias))
+    return conv(x, weight * scale.astype(np.float64) + bias, **options)
+
+
 def conv_transpose(
     x: Array,
     weight: Array,

@@ -222,11 +222,11 @@ fn recorded_cases_of_coremltools_tests_give_the_verified_outputs() {
 /// Ops without a case here that wait for a larger sample. Their recorded answers are in `models/ops`, which `tests/ops.rs` replays;
 /// the test below demands them.
 const NOT_SAMPLED: &str = "\
-    affine ceil conv_transpose einsum fill fill_like logical_and logical_not logical_or logical_xor \
+    affine ceil conv_quantized conv_transpose einsum fill fill_like logical_and logical_not logical_or logical_xor \
     pixel_unshuffle resize_bilinear";
-/// Ops without a case here: they are refused by name (`conv_quantized`), make random numbers, have states, which a case does not hold, or no test of them is in the sample
+/// Ops without a case here: they make random numbers, have states, which a case does not hold, or no test of them is in the sample
 /// with a model small enough. Their tests are in the engine's own files.
-const NOT_RECORDABLE: &str = "conv_quantized non_maximum_suppression random_bernoulli random_categorical random_normal random_uniform \
+const NOT_RECORDABLE: &str = "non_maximum_suppression random_bernoulli random_categorical random_normal random_uniform \
     read_state write_state";
 
 /// Adds the ops of a block of a program, and of the blocks inside.

@@ -11,12 +11,13 @@ use smallvec::SmallVec;
 
 use super::{Input, Kernel, OpBuilder, OpDef, Run, parameter};
 use crate::error::{KernelError, OpError};
+use crate::ir::Constant;
 use crate::ir::Opset::{Ios13, Ios17};
 use crate::kernels::conv::{Columns, scatter_columns};
 use crate::kernels::gemm::{PackedRows, panel_width};
 use crate::kernels::planes::{Planes, Weighted};
 use crate::kernels::window::{Axis, Padding, PerShape, Step, positive};
-use crate::types::element_count;
+use crate::types::{DType, element_count};
 use crate::value::one;
 
 pub(crate) const OPS: &[OpDef] = &[
@@ -30,7 +31,7 @@ const DEPTHWISE_MULTIPLIER: usize = 4;
 
 /// A tensor of floats that is known at load, or read at run time.
 enum Operand {
-    Constant(Arc<crate::ir::Constant>),
+    Constant(Arc<Constant>),
     Input(Input),
 }
 
@@ -358,6 +359,16 @@ fn conv(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     let parameters = Parameters::read(op, &shape, false)?;
     parameters.check_input(&x)?;
     let bias = Bias::read(op, parameters.outputs)?;
+    convolved(&x, weight, shape, parameters, bias)
+}
+
+fn convolved(
+    x: &Input,
+    weight: Operand,
+    shape: Vec<usize>,
+    parameters: Parameters,
+    bias: Option<Bias>,
+) -> Result<Kernel, OpError> {
     let convolution = Convolution { parameters, transposed: false, places: PerShape::new() };
     let slot = x.slot;
     with_weight(weight, shape, convolution, move |run, convolution, weight| {
@@ -401,11 +412,58 @@ fn with_weight(
     }
 }
 
-/// Experimental, and its packing of less than 8 bits is not documented; no converter writes it.
-fn conv_quantized(_: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
-    Err(OpError::Unsupported(
-        "`conv_quantized` (use `constexpr_affine_dequantize` or `constexpr_lut_to_dense` and `conv`)".into(),
-    ))
+/// Convolution by `weight * quant_scale + quant_bias`. The op has a byte for each element of the weight whatever `nbits` says, and takes
+/// `bias` as it is: coremltools' `backend/nn/op_mapping.py` packs the bits only when it writes a layer of it.
+fn conv_quantized(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
+    let x = op.float_input("x", 3..=5)?;
+    let quantized = op.constant("weight")?;
+    let shape = quantized.shape().to_vec();
+    let parameters = Parameters::read(op, &shape, false)?;
+    parameters.check_input(&x)?;
+    match op.string_opt("quantization_type")?.ok_or(OpError::Missing("quantization_type"))?.as_str() {
+        "linear" => {}
+        "lut" => {
+            return Err(OpError::Unsupported("a table of weights, for which the op has no parameter".into()));
+        }
+        other => {
+            let reason = format!("expected `linear` or `lut`, found `{other}`");
+            return Err(parameter("quantization_type", reason));
+        }
+    }
+    if quantized.dtype() != DType::U8 {
+        return Err(parameter("weight", format!("expected uint8, found {}", quantized.dtype())));
+    }
+    let bits = op.int("nbits", 8)?;
+    if !(1..=8).contains(&bits) {
+        return Err(parameter("nbits", format!("expected 1 to 8, found {bits}")));
+    }
+    let quantized = quantized.to_i32()?;
+    if let Some(wide) = quantized.iter().find(|&x| x >> bits != 0) {
+        return Err(parameter("weight", format!("expected numbers of {bits} bits, found {wide}")));
+    }
+    let outputs = parameters.outputs;
+    let [scale, offset] = ["quant_scale", "quant_bias"].map(|name| per_channel(op, name, outputs));
+    let (scale, offset) = (scale?, offset?);
+    let row = quantized.len().checked_div(outputs).unwrap_or(0).max(1);
+    let of_row = |(row, (scale, offset)): (&[i32], (&f32, &f32))| {
+        row.iter().map(|&x| x as f32 * scale + offset).collect::<Vec<_>>()
+    };
+    let weight = quantized.chunks(row).zip(scale.iter().zip(&offset)).flat_map(of_row).collect();
+    let weight = Operand::Constant(Arc::new(Constant::f32(&shape, weight).map_err(OpError::Invalid)?));
+    let bias = op.floats_opt("bias")?;
+    if bias.as_ref().is_some_and(|bias| bias.len() != outputs) {
+        return Err(parameter("bias", format!("expected {outputs} elements, one per output channel")));
+    }
+    convolved(&x, weight, shape, parameters, bias.map(Bias::Constant))
+}
+
+/// A number for each output channel, or one for all.
+fn per_channel(op: &mut OpBuilder<'_>, name: &'static str, channels: usize) -> Result<Vec<f32>, OpError> {
+    match &op.floats_opt(name)?.ok_or(OpError::Missing(name))?[..] {
+        &[one] => Ok(vec![one; channels]),
+        each if each.len() == channels => Ok(each.to_vec()),
+        other => Err(parameter(name, format!("expected one element or {channels}, found {}", other.len()))),
+    }
 }
 
 /// Convolution transposed: each input element adds its window to the output.
@@ -581,6 +639,7 @@ impl Convolution {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ir::ConstantData;
     use crate::ops::testing::{Case, assert_close};
     use proptest::prelude::*;
     use rten::BufferPool;
@@ -918,8 +977,52 @@ mod tests {
         let error =
             weight(case(), &[2, 4, 1, 1]).string("pad_type", "custom").ints("pad", &[i32::MAX; 4]).error();
         assert!(error.contains("over its limit of"), "{error}");
-        let quantized = Case::new("conv_quantized").input("x", &[1], &[0.0]);
-        assert!(quantized.error().starts_with("not supported: `conv_quantized`"));
+    }
+
+    /// Two output channels, of two weights each, of an input of one channel and three places.
+    fn quantized(weight: [i32; 4], bits: i32) -> Case {
+        let weight = Constant::new(DType::U8, vec![2, 1, 2], ConstantData::I32(weight.to_vec())).unwrap();
+        let case = Case::new("conv_quantized").input("x", &[1, 1, 3], &[1.0, 10.0, 100.0]);
+        case.constant("weight", weight).int("nbits", bits)
+    }
+
+    #[test]
+    fn conv_quantized_scales_and_shifts_its_weight() {
+        let linear = |case: Case| case.string("quantization_type", "linear");
+        let one = linear(quantized([0, 3, 1, 2], 2)).floats("quant_scale", &[1], &[0.5]);
+        // Weights [-1, 0.5] and [-0.5, 0].
+        let one = one.floats("quant_bias", &[1], &[-1.0]);
+        assert_eq!(one.f32(), (vec![1, 2, 2], vec![4.0, 40.0, -0.5, -5.0]));
+        let bias = Constant::new(DType::U8, vec![2], ConstantData::I32(vec![1, 200])).unwrap();
+        let each = linear(quantized([0, 255, 1, 2], 8)).floats("quant_scale", &[2], &[1.0, -2.0]);
+        // Weights [10, 265] and [-2, -4].
+        let each = each.floats("quant_bias", &[2], &[10.0, 0.0]).constant("bias", bias);
+        assert_eq!(each.f32().1, [2661.0, 26601.0, 158.0, -220.0]);
+    }
+
+    #[test]
+    fn conv_quantized_refuses_what_it_cannot_know() {
+        let case = |kind: &str, bits: i32, scale: &[f32]| {
+            let case = quantized([0, 3, 1, 2], bits).string("quantization_type", kind);
+            case.floats("quant_scale", &[scale.len()], scale).floats("quant_bias", &[1], &[0.0])
+        };
+        let errors = [
+            (case("lut", 2, &[1.0]), "not supported: a table of weights, for which the op has no parameter"),
+            (
+                case("log", 2, &[1.0]),
+                "parameter `quantization_type`: expected `linear` or `lut`, found `log`",
+            ),
+            (case("linear", 1, &[1.0]), "parameter `weight`: expected numbers of 1 bits, found 3"),
+            (case("linear", 9, &[1.0]), "parameter `nbits`: expected 1 to 8, found 9"),
+            (case("linear", 2, &[1.0; 3]), "parameter `quant_scale`: expected one element or 2, found 3"),
+            (
+                case("linear", 2, &[1.0]).ints("bias", &[1]),
+                "parameter `bias`: expected 2 elements, one per output channel",
+            ),
+        ];
+        for (case, expected) in errors {
+            assert_eq!(case.error(), expected);
+        }
     }
 
     #[test]
