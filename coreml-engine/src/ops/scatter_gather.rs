@@ -2,9 +2,10 @@
 //!
 //! Semantics: coremltools, `mil/ops/defs/iOS15/scatter_gather.py`, `iOS16/scatter_gather.py`, `iOS17/scatter_gather.py`.
 //!
-//! An index out of bounds is an error, whatever `validate_indices` says: where that is false, Core ML leaves open what
-//! happens. Up to iOS 16 a negative index counts from the end; from iOS 17 on it is out of bounds. Of several updates of one
-//! place, later ones come after earlier ones, in the order of the indices.
+//! Up to iOS 16 a negative index counts from the end; from iOS 17 on it is out of bounds. An index out of bounds is an error,
+//! but for iOS 17's `validate_indices = False`, its default: an answer is given then, and the definition leaves open which.
+//! Here a gather reads the nearest place, and a scatter leaves such an update out. Of several updates of one place, later
+//! ones come after earlier ones, in the order of the indices.
 
 use rten::PoolRef;
 use rten_tensor::prelude::*;
@@ -29,7 +30,18 @@ pub(crate) const OPS: &[OpDef] = &[
 #[derive(Clone, Copy)]
 struct Indices {
     slot: usize,
-    negative_from_end: bool,
+    bounds: Bounds,
+}
+
+/// What becomes of an index that is not one of a dimension's.
+#[derive(Clone, Copy)]
+enum Bounds {
+    /// It counts from the end, or is an error.
+    FromEnd,
+    /// It is an error.
+    Checked,
+    /// It is no error.
+    Unchecked,
 }
 
 impl Indices {
@@ -38,34 +50,46 @@ impl Indices {
         if input.ty.dtype.is_float() {
             return Err(parameter("indices", format!("expected integers, found {}", input.ty)));
         }
-        let since_ios_17 = op.opset() >= Ios17;
-        if since_ios_17 {
-            // Checked either way.
-            op.bool("validate_indices", false)?;
-        }
-        Ok(Self { slot: input.slot, negative_from_end: !since_ios_17 })
+        let bounds = match op.opset() {
+            opset if opset < Ios17 => Bounds::FromEnd,
+            _ if op.bool("validate_indices", false)? => Bounds::Checked,
+            _ => Bounds::Unchecked,
+        };
+        Ok(Self { slot: input.slot, bounds })
     }
 
-    /// `index` in a dimension of `size`.
-    fn place(self, index: i32, size: usize) -> Result<usize, KernelError> {
-        let place = match usize::try_from(index) {
-            Ok(place) => Some(place),
-            Err(_) if self.negative_from_end => {
+    /// `index` in a dimension of `size`; `None` if it is out of bounds and nothing is checked.
+    fn place(self, index: i32, size: usize) -> Result<Option<usize>, KernelError> {
+        let place = match (usize::try_from(index), self.bounds) {
+            (Ok(place), _) => Some(place),
+            (Err(_), Bounds::FromEnd) => {
                 usize::try_from(index.unsigned_abs()).ok().and_then(|n| size.checked_sub(n))
             }
-            Err(_) => None,
+            (Err(_), Bounds::Checked | Bounds::Unchecked) => None,
         };
-        place.filter(|&place| place < size).ok_or_else(|| {
-            KernelError::value(format!("index {index} is out of bounds of a dimension of {size}"))
-        })
+        match (place.filter(|&place| place < size), self.bounds) {
+            (None, Bounds::FromEnd | Bounds::Checked) => Err(out_of_bounds(index, size)),
+            (place, _) => Ok(place),
+        }
     }
 
-    /// The block that `tuple` names, among blocks numbered row-major in `sizes`.
-    fn block(self, tuple: &[i32], sizes: &[usize]) -> Result<usize, KernelError> {
-        tuple.iter().zip(sizes).try_fold(0, |block: usize, (&index, &size)| {
-            Ok(block.saturating_mul(size).saturating_add(self.place(index, size)?))
-        })
+    /// The place to read for `index`: the nearest one where it is out of bounds and nothing is checked.
+    fn nearest(self, index: i32, size: usize) -> Result<usize, KernelError> {
+        match self.place(index, size)? {
+            Some(place) => Ok(place),
+            None if index < 0 && size > 0 => Ok(0),
+            None => size.checked_sub(1).ok_or_else(|| out_of_bounds(index, size)),
+        }
     }
+}
+
+fn out_of_bounds(index: i32, size: usize) -> KernelError {
+    KernelError::value(format!("index {index} is out of bounds of a dimension of {size}"))
+}
+
+/// The number of a block with that next coordinate, among blocks numbered row-major.
+fn next(block: usize, size: usize, place: usize) -> usize {
+    block.saturating_mul(size).saturating_add(place)
 }
 
 /// Number of leading dimensions that `x` and the indices share.
@@ -101,11 +125,11 @@ fn gather(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
                     let rows = &x.data()[block * size * inner..][..size * inner];
                     if let [] | [1] = from[axis + 1..] {
                         for &index in places {
-                            data.push(rows[indices.place(index, size)?]);
+                            data.push(rows[indices.nearest(index, size)?]);
                         }
                     } else {
                         for &index in places {
-                            let row = indices.place(index, size)? * inner;
+                            let row = indices.nearest(index, size)? * inner;
                             data.extend_from_slice(&rows[row..row + inner]);
                         }
                     }
@@ -154,7 +178,7 @@ fn gather_along_axis(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
             for (block, places) in places.data().chunks_exact(shape[axis] * inner).enumerate() {
                 for row in places.chunks_exact(inner) {
                     for (i, &index) in row.iter().enumerate() {
-                        data.push(x.data()[(block * size + indices.place(index, size)?) * inner + i]);
+                        data.push(x.data()[(block * size + indices.nearest(index, size)?) * inner + i]);
                     }
                 }
             }
@@ -193,10 +217,13 @@ fn gather_nd(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
             let x = PoolRef::new(run.pool(), x.to_contiguous_in(run.pool()));
             let places = PoolRef::new(run.pool(), view.to_contiguous_in(run.pool()));
             let (sizes, inner) = (&from[batch..end], span(&from[end..]));
-            let (blocks, per_batch) = (span(sizes), span(&tuples[batch..]));
+            let per_batch = span(&tuples[batch..]);
             for i in 0..span(tuples) {
                 let tuple = &places.data()[i * depth..][..depth];
-                let block = i / per_batch * blocks + indices.block(tuple, sizes)?;
+                let mut block = i / per_batch;
+                for (&index, &size) in tuple.iter().zip(sizes) {
+                    block = next(block, size, indices.nearest(index, size)?);
+                }
                 data.extend_from_slice(&x.data()[block * inner..][..inner]);
             }
         }
@@ -281,14 +308,14 @@ impl Number for i32 {
 }
 
 /// Where updates go: they are blocks of `block` elements, and `place(indices, i)` is the number of the block of data that
-/// the `i`-th changes.
+/// the `i`-th changes, if it changes any.
 struct Target {
     updates: Vec<usize>,
     block: usize,
     place: Box<Place>,
 }
 
-type Place = dyn Fn(&[i32], usize) -> Result<usize, KernelError>;
+type Place = dyn Fn(&[i32], usize) -> Result<Option<usize>, KernelError>;
 
 /// The parameters that all scatters have.
 struct Scatter {
@@ -345,7 +372,8 @@ impl Scatter {
             let updates = PoolRef::new(run.pool(), updates.to_contiguous_in(run.pool()));
             let memory = dense_mut(&mut data)?;
             for (i, updates) in updates.data().chunks_exact(target.block).enumerate() {
-                let start = (target.place)(indices.data(), i)?.saturating_mul(target.block);
+                let Some(place) = (target.place)(indices.data(), i)? else { continue };
+                let start = place.saturating_mul(target.block);
                 let block = memory
                     .get_mut(start..start.saturating_add(target.block))
                     .ok_or_else(|| KernelError::value("an update outside the data"))?;
@@ -369,7 +397,7 @@ fn scatter(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
                 updates: [&data[..axis], by, &data[axis + 1..]].concat(),
                 block: span(&data[axis + 1..]),
                 place: Box::new(move |places, i| {
-                    Ok(i / count * size + indices.place(places[i % count], size)?)
+                    Ok(indices.place(places[i % count], size)?.map(|place| next(i / count, size, place)))
                 }),
             })
         })?))
@@ -390,7 +418,8 @@ fn scatter_along_axis(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
                 updates: by.to_vec(),
                 block: 1,
                 place: Box::new(move |places, i| {
-                    Ok((i / count * size + indices.place(places[i], size)?) * inner + i % inner)
+                    let row = indices.place(places[i], size)?.map(|place| next(i / count, size, place));
+                    Ok(row.map(|row| next(row, inner, i % inner)))
                 }),
             })
         })?))
@@ -411,7 +440,13 @@ fn scatter_nd(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
             Ok(Target {
                 updates: [tuples, inner].concat(),
                 block: span(inner),
-                place: Box::new(move |places, i| indices.block(&places[i * depth..][..depth], &sizes)),
+                place: Box::new(move |places, i| {
+                    let tuple = &places[i * depth..][..depth];
+                    tuple.iter().zip(&sizes).try_fold(Some(0), |block, (&index, &size)| {
+                        let place = indices.place(index, size)?;
+                        Ok(block.zip(place).map(|(block, place)| next(block, size, place)))
+                    })
+                }),
             })
         })?))
     }))
@@ -427,6 +462,26 @@ mod tests {
     }
 
     const MATRIX: [f32; 6] = [1., 2., 3., 4., 5., 6.];
+
+    /// Every op, and a shape of its indices.
+    const KINDS: [(&str, &[usize]); 6] = [
+        ("gather", &[1]),
+        ("gather_along_axis", &[1]),
+        ("gather_nd", &[1, 1]),
+        ("scatter", &[1]),
+        ("scatter_along_axis", &[1]),
+        ("scatter_nd", &[1, 1]),
+    ];
+
+    /// The op at one index of `[1, 2, 3]`; a scatter adds 10.
+    fn at(kind: &'static str, opset: Opset, shape: &[usize], index: i32) -> Case {
+        let case = Case::in_opset(kind, opset).input_i32("indices", shape, &[index]);
+        if kind.starts_with("gather") {
+            case.input("x", &[3], &[1., 2., 3.])
+        } else {
+            case.input("data", &[3], &[1., 2., 3.]).input("updates", &[1], &[10.])
+        }
+    }
 
     #[test]
     fn gather_takes_slices_across_an_axis() {
@@ -456,7 +511,8 @@ mod tests {
                 .int("batch_dims", 1)
         };
         assert_eq!(case(2).f32(), (vec![2, 2, 2], vec![2., 0., 5., 3., 7., 7., 10., 10.]));
-        assert!(case(1).error().contains("index 2 is out of bounds of a dimension of 2"));
+        let checked = case(1).bool("validate_indices", true);
+        assert!(checked.error().contains("index 2 is out of bounds of a dimension of 2"));
         assert!(case(0).error().contains("1 batch dimensions"));
     }
 
@@ -466,39 +522,71 @@ mod tests {
             Case::in_opset("gather", opset).input("x", &[2, 3], &MATRIX).input_i32("indices", &[2], &[-1, -2])
         };
         assert_eq!(case(Opset::Ios16).f32().1, [4., 5., 6., 1., 2., 3.]);
-        assert!(case(Opset::Ios17).error().contains("index -1 is out of bounds"));
-        assert!(case(Opset::Ios17).bool("validate_indices", false).error().contains("out of bounds"));
+        let checked = case(Opset::Ios17).bool("validate_indices", true);
+        assert!(checked.error().contains("index -1 is out of bounds"));
+        assert_eq!(case(Opset::Ios17).f32().1, [1., 2., 3., 1., 2., 3.]);
         assert!(case(Opset::Ios16).bool("validate_indices", true).error().contains("unknown parameter"));
         assert!(case(Opset::Ios15).int("batch_dims", 0).error().contains("unknown parameter"));
     }
 
     #[test]
-    fn an_index_out_of_bounds_is_an_error_in_every_op() {
+    fn an_index_out_of_bounds_is_an_error_in_every_op_before_ios_17_and_where_indices_are_validated() {
         for index in [3, -4, i32::MAX, i32::MIN] {
-            let x = |kind| Case::in_opset(kind, Opset::Ios16).input("x", &[3], &[1., 2., 3.]);
-            let data = |kind| Case::in_opset(kind, Opset::Ios16).input("data", &[3], &[1., 2., 3.]);
-            let errors = [
-                x("gather").input_i32("indices", &[1], &[index]).error(),
-                x("gather_along_axis").input_i32("indices", &[1], &[index]).error(),
-                x("gather_nd").input_i32("indices", &[1, 1], &[index]).error(),
-                data("scatter").input_i32("indices", &[1], &[index]).input("updates", &[1], &[0.]).error(),
-                data("scatter_along_axis")
-                    .input_i32("indices", &[1], &[index])
-                    .input("updates", &[1], &[0.])
-                    .error(),
-                data("scatter_nd")
-                    .input_i32("indices", &[1, 1], &[index])
-                    .input("updates", &[1], &[0.])
-                    .error(),
-            ];
-            for error in errors {
-                assert_eq!(error, format!("index {index} is out of bounds of a dimension of 3"));
+            for (kind, shape) in KINDS {
+                let (older, checked) =
+                    (at(kind, Opset::Ios16, shape, index), at(kind, Opset::Ios17, shape, index));
+                for case in [older, checked.bool("validate_indices", true)] {
+                    assert_eq!(
+                        case.error(),
+                        format!("index {index} is out of bounds of a dimension of 3"),
+                        "{kind}"
+                    );
+                }
             }
         }
         let floats = Case::new("gather").input("x", &[3], &[1., 2., 3.]).input("indices", &[1], &[f32::NAN]);
         assert!(floats.error().contains("expected integers"));
         let none = Case::new("gather").input("x", &[0], &[]).input_i32("indices", &[1], &[0]);
         assert_eq!(none.error(), "index 0 is out of bounds of a dimension of 0");
+    }
+
+    #[test]
+    fn what_is_not_validated_is_read_nearby_and_not_written_since_ios_17() {
+        for (index, nearest) in [(3, 3.), (i32::MAX, 3.), (-1, 1.), (i32::MIN, 1.)] {
+            for (kind, shape) in KINDS {
+                let expected: &[f32] = if kind.starts_with("gather") { &[nearest] } else { &[1., 2., 3.] };
+                for opset in [Opset::Ios17, Opset::Ios18] {
+                    assert_eq!(at(kind, opset, shape, index).f32().1, expected, "{kind} at {index}");
+                    let said = at(kind, opset, shape, index).bool("validate_indices", false);
+                    assert_eq!(said.f32().1, expected, "{kind} at {index}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_update_out_of_bounds_leaves_the_others_alone() {
+        let scatter = |kind| Case::new(kind).input("data", &[2, 3], &MATRIX);
+        let rows = scatter("scatter").input_i32("indices", &[2], &[-1, 0]).input(
+            "updates",
+            &[2, 3],
+            &[5., 6., 7., 8., 9., 10.],
+        );
+        assert_eq!(rows.f32().1, [9., 11., 13., 4., 5., 6.]);
+        let columns = scatter("scatter_along_axis")
+            .input_i32("indices", &[2, 2], &[3, 0, 1, -1])
+            .input("updates", &[2, 2], &[10., 20., 30., 40.])
+            .int("axis", 1);
+        assert_eq!(columns.f32().1, [21., 2., 3., 4., 35., 6.]);
+        // Not one of the tuple's numbers may be out of bounds; `[0, 3]` is not `[1, 0]`.
+        let tuples = scatter("scatter_nd").input_i32("indices", &[3, 2], &[0, 3, -1, 1, 1, 2]).input(
+            "updates",
+            &[3],
+            &[10., 20., 30.],
+        );
+        assert_eq!(tuples.f32().1, [1., 2., 3., 4., 5., 36.]);
+        let tuples = Case::new("gather_nd").input("x", &[2, 3], &MATRIX);
+        assert_eq!(tuples.input_i32("indices", &[2, 2], &[0, 3, 5, -1]).f32().1, [3., 4.]);
     }
 
     #[test]
