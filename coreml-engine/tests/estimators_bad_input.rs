@@ -120,6 +120,10 @@ fn parts_that_do_not_go_together_are_refused() {
         let Some(Type::SupportVectorClassifier(svc)) = &mut model.r#type else { panic!("an SVM") };
         svc
     }
+    fn curves(model: &mut spec::Model) -> &mut Vec<spec::PrecisionRecallCurve> {
+        let Some(Type::ClassConfidenceThresholding(model)) = &mut model.r#type else { panic!("curves") };
+        &mut model.precision_recall_curves
+    }
     let name = "svm_classifier_rbf";
     for text in [
         change(name, &|m| svc(m).rho.truncate(2)),
@@ -151,6 +155,13 @@ fn parts_that_do_not_go_together_are_refused() {
             outer.pipeline.as_mut().unwrap().models.remove(1);
             outer.pipeline.as_mut().unwrap().models.remove(0);
         }),
+        change("thresholding", &|m| curves(m).truncate(2)),
+        change("thresholding", &|m| curves(m)[2].recall_values = None),
+        change("thresholding", &|m| curves(m)[1].precision_values.as_mut().unwrap().vector[0] = f32::NAN),
+        change("thresholding", &|m| {
+            curves(m)[1].recall_confidence_thresholds.as_mut().unwrap().vector[0] = -0.5;
+        }),
+        change("thresholding", &|m| m.description.as_mut().unwrap().input.clear()),
         change("pipeline_regressor", &|m| m.r#type = Some(Type::PipelineRegressor(Default::default()))),
         change("one_hot_dense", &|m| {
             let other = m.description.as_ref().unwrap().output[0].clone();
@@ -163,7 +174,7 @@ fn parts_that_do_not_go_together_are_refused() {
 }
 
 #[test]
-fn what_only_apples_systems_hold_is_refused_by_name() {
+fn what_the_file_does_not_hold_is_refused_by_name() {
     use spec::core_ml_models as apple;
     let kinds = [
         (Type::VisionFeaturePrint(apple::VisionFeaturePrint::default()), "visionFeaturePrint"),
@@ -174,6 +185,8 @@ fn what_only_apples_systems_hold_is_refused_by_name() {
         (Type::Gazetteer(apple::Gazetteer::default()), "gazetteer"),
         (Type::WordEmbedding(apple::WordEmbedding::default()), "wordEmbedding"),
         (Type::CustomModel(spec::CustomModel { class_name: "Mine".into(), ..Default::default() }), "`Mine`"),
+        (Type::SerializedModel(Default::default()), "serializedModel"),
+        (Type::BayesianProbitRegressor(Default::default()), "bayesianProbitRegressor (the \u{3b2} of"),
     ];
     for (kind, name) in kinds {
         let model = spec::Model { r#type: Some(kind), ..proto("glm_regressor") };

@@ -22,6 +22,7 @@ mod neighbors;
 mod recommender;
 mod scaling;
 mod suppression;
+mod thresholding;
 mod trees;
 mod vectors;
 
@@ -48,6 +49,7 @@ pub static KINDS: &[&str] = &[
     "normalizer",
     "arrayFeatureExtractor",
     "nonMaximumSuppression",
+    "classConfidenceThresholding",
     "identity",
 ];
 
@@ -282,6 +284,9 @@ impl Estimator {
             ModelType::NonMaximumSuppression(model) => {
                 ("nonMaximumSuppression", suppression::suppression(model, description)?)
             }
+            ModelType::ClassConfidenceThresholding(model) => {
+                ("classConfidenceThresholding", thresholding::thresholding(model, description)?)
+            }
             ModelType::VisionFeaturePrint(_) => return apple("visionFeaturePrint", "networks"),
             ModelType::AudioFeaturePrint(_) => return apple("audioFeaturePrint", "networks"),
             ModelType::SoundAnalysisPreprocessing(_) => {
@@ -303,10 +308,9 @@ impl Estimator {
                 return Err(DecodeError::Unsupported(what.into()));
             }
             ModelType::BayesianProbitRegressor(_) => {
-                return Err(DecodeError::Unsupported("a model of kind bayesianProbitRegressor".into()));
-            }
-            ModelType::ClassConfidenceThresholding(_) => {
-                return Err(DecodeError::Unsupported("a model of kind classConfidenceThresholding".into()));
+                let what =
+                    "a model of kind bayesianProbitRegressor (the \u{3b2} of its formula is not in the file)";
+                return Err(DecodeError::Unsupported(what.into()));
             }
             ModelType::PipelineClassifier(_)
             | ModelType::PipelineRegressor(_)
