@@ -361,7 +361,7 @@ impl Source<'_> {
             }
             _ => {
                 let estimator =
-                    Estimator::new(kind, &description, &self.options.limits).map_err(|e| e.of(name))?;
+                    Estimator::new(kind, &mut description, &self.options.limits).map_err(|e| e.of(name))?;
                 description.class_labels = estimator.labels().cloned();
                 self.labelled(&description)?;
                 Ok(Model::new(name, description, Body::Estimator(estimator)))
@@ -406,6 +406,16 @@ impl Source<'_> {
     /// A model of models: everything that one of them needs must have been made before.
     fn chain(&self, mut description: ModelDescription, parts: Vec<Model>) -> Result<Model, LoadError> {
         let corrupt = |at: String, reason: String| DecodeError::corrupt(at, reason).of(self.name);
+        for input in &mut description.inputs {
+            let FeatureKind::Dictionary { dictionary } = &mut input.kind else { continue };
+            // The model that takes it knows the keys.
+            let mut takers = parts.iter().flat_map(|part| &part.description().inputs);
+            if let Some(FeatureKind::Dictionary { dictionary: inner }) =
+                takers.find(|taken| taken.name == input.name).map(|taken| &taken.kind)
+            {
+                dictionary.clone_from(inner);
+            }
+        }
         let mut known: HashSet<&str> = description.inputs.iter().map(|f| f.name.as_str()).collect();
         let mut made = HashSet::new();
         for part in &parts {

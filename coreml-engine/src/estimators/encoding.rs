@@ -10,7 +10,7 @@ use spec::one_hot_encoder::{CategoryType, HandleUnknown};
 use super::{Answer, Built, Compute, Features, array, numbers, wrong};
 use crate::convert;
 use crate::decode::DecodeError;
-use crate::description::{Feature, FeatureKind, KeyType, ModelDescription};
+use crate::description::{DictionarySpec, Feature, FeatureKind, KeyType, ModelDescription};
 use crate::error::KernelError;
 use crate::feature::{Input, Key, Output};
 use crate::model::Limits;
@@ -172,6 +172,21 @@ pub(super) fn dictionary_vectorizer(
         _ => false,
     };
     Ok(Built::one(DictionaryVectorizer { places, sparse }))
+}
+
+/// The type of the keys of an input that is vectorized is that of the mapping, whatever the description says: coremltools'
+/// converter announces text for every dictionary, and Core ML takes the integers of its test.
+pub(super) fn dictionary_keys(model: &spec::DictVectorizer, description: &mut ModelDescription) {
+    let found = match &model.map {
+        Some(Map::StringToIndex(_)) => KeyType::String,
+        Some(Map::Int64ToIndex(_)) => KeyType::Int64,
+        None => return,
+    };
+    if let [Feature { kind: FeatureKind::Dictionary { dictionary: DictionarySpec { key } }, .. }] =
+        &mut description.inputs[..]
+    {
+        *key = found;
+    }
 }
 
 impl Compute for DictionaryVectorizer {

@@ -240,10 +240,10 @@ pub(crate) struct Estimator {
 }
 
 impl Estimator {
-    /// Reads and checks the model.
+    /// Reads and checks the model. What the description says against the model's own data is mended.
     pub(crate) fn new(
         kind: &ModelType,
-        description: &ModelDescription,
+        description: &mut ModelDescription,
         limits: &Limits,
     ) -> Result<Self, DecodeError> {
         let apple = |name: &str, what: &str| {
@@ -273,6 +273,7 @@ impl Estimator {
                 ("featureVectorizer", encoding::feature_vectorizer(model, description, limits)?)
             }
             ModelType::DictVectorizer(model) => {
+                encoding::dictionary_keys(model, description);
                 ("dictVectorizer", encoding::dictionary_vectorizer(model, description)?)
             }
             ModelType::Imputer(model) => ("imputer", scaling::imputer(model)?),
