@@ -30,7 +30,6 @@ import record
 ENGINE = os.environ.get("CONFORMANCE_ENGINE", "portable")
 CORPUS = os.environ.get("CONFORMANCE_CORPUS")
 SEEN = {"loads": 0, "predictions": 0, "errors": []}
-RECORDED = []
 
 
 def _skewed(value, nth):
@@ -67,7 +66,6 @@ class _Counted(binding._MLModelProxy):
     def __init__(self, path, compute_units, function_name="", optimization_hints=None, asset=None):
         SEEN["loads"] += 1
         self.nth = SEEN["loads"]
-        self.function = function_name
         try:
             super().__init__(path, compute_units, function_name, optimization_hints, asset)
         except RuntimeError as error:
@@ -81,15 +79,14 @@ class _Counted(binding._MLModelProxy):
         except Exception as error:
             SEEN["errors"].append(str(error)[:400])
             raise
-        if CORPUS and state is None and not RECORDED:
-            inputs = {name: binding._input(self._features.get(name), value) for name, value in data.items()}
-            RECORDED.append((record.read(self._compiled), self.function, inputs, outputs))
         return outputs if _PLANTED is None else {name: _PLANTED(value, self.nth) for name, value in outputs.items()}
 
 
 _Counted.__name__ = "_MLModelProxy"
 binding._MLModelProxy = _Counted
 binding._NAMES["_MLModelProxy"] = _Counted
+if CORPUS:
+    record.install(binding)
 coreml_portable.install()
 # Some tests are for one architecture.
 platform.machine = lambda: "arm64"
@@ -151,11 +148,11 @@ def pytest_collection_modifyitems(config, items):
         least, modulus = (int(number) for number in sample.split("/"))
         kept = [item for item in items if _hash(item) % modulus < least]
     if CORPUS:
-        # A corpus wants every test of the sample once for each kind of model and opset, rather than one test often.
+        # A corpus wants every test of the sample a few times for each kind of model and opset, rather than one test often.
         first = {}
         for item in sorted(kept, key=_hash):
-            first.setdefault(record.stratum(_identity(item)), item)
-        chosen = {id(item) for item in first.values()}
+            first.setdefault(record.stratum(_identity(item)), []).append(item)
+        chosen = {id(item) for items in first.values() for item in items[: record.EACH]}
         kept = [item for item in kept if id(item) in chosen]
     chosen = {id(item) for item in kept}
     config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
@@ -170,7 +167,7 @@ def pytest_runtest_setup(item):
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(seed)
     SEEN.update(loads=0, predictions=0, errors=[])
-    RECORDED.clear()
+    record.forget()
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -190,8 +187,8 @@ def pytest_runtest_makereport(item, call):
         with open(log + os.environ.get("PYTEST_XDIST_WORKER", ""), "a") as file:
             file.write(json.dumps(line) + "\n")
     if CORPUS and report.when == "call" and report.outcome == "passed":
-        record.keep(CORPUS, _identity(item), RECORDED)
-    RECORDED.clear()
+        record.keep(CORPUS, _identity(item))
+    record.forget()
 
 
 _LOOSE = ("compare_backend", "convert_and_compare")

@@ -221,7 +221,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     }
 
     if arguments.task == Some(Task::Record) {
-        record(&suite.folder("portable").join("corpus"), &root.join("conformance/corpus"))?;
+        record(&suite.folder("portable").join("corpus"), &root.join("conformance/corpus"), CORPUS_BYTES)?;
     } else if !arguments.no_planted {
         let mut planted = Vec::new();
         for engine in PLANTED {
@@ -409,42 +409,77 @@ fn end_of(printed: &[u8]) -> String {
 /// The most that the corpus may hold.
 const CORPUS_BYTES: usize = 25 << 20;
 
-/// Merges what the workers recorded, and what is there, into one file for each folder of tests, in the order of the tests' names.
-fn record(recorded: &Path, corpus: &Path) -> anyhow::Result<()> {
+/// The cases that are kept of each stratum.
+const EACH: usize = 2;
+
+/// The bytes of a case beyond which only one is kept.
+const SMALL: usize = 8 << 10;
+
+/// Chooses from what the workers recorded, and what is there, and writes one file for each folder of tests, in the order of the
+/// tests' names.
+fn record(recorded: &Path, corpus: &Path, most: usize) -> anyhow::Result<()> {
     #[derive(Deserialize)]
-    struct Named {
+    struct Recorded {
         id: String,
+        strata: Vec<String>,
     }
 
-    let mut files: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     std::fs::create_dir_all(corpus)?;
-    // What earlier runs recorded stays: samples add up. A case that ran again is replaced.
+    // What earlier runs recorded takes part: samples add up. A case that ran again is replaced.
+    let mut cases: BTreeMap<String, (Vec<String>, String)> = BTreeMap::new();
+    let mut old = Vec::new();
     for source in [corpus, recorded] {
         for entry in std::fs::read_dir(source).context("nothing was recorded")? {
             let path = entry?.path();
             if path.extension() != Some("jsonl".as_ref()) {
                 continue;
             }
-            for line in std::fs::read_to_string(path)?.lines() {
-                let Named { id } = serde_json::from_str(line)?;
-                let file = file_of(&id);
-                let folder = file.rsplit_once('/').map_or(file, |(folder, _)| folder).replace('/', "-");
-                files.entry(folder).or_default().insert(id, line.to_owned());
+            for line in std::fs::read_to_string(&path)?.lines() {
+                let Recorded { id, strata } =
+                    serde_json::from_str(line).with_context(|| format!("a line of {}", path.display()))?;
+                cases.insert(id, (strata, line.to_owned()));
+            }
+            if source == corpus {
+                old.push(path);
             }
         }
     }
-    let bytes: usize = files.values().flat_map(BTreeMap::values).map(|line| line.len() + 1).sum();
-    ensure!(
-        bytes <= CORPUS_BYTES,
-        "{bytes} bytes were recorded, more than {CORPUS_BYTES}: take a smaller sample"
-    );
-    for (folder, cases) in &files {
-        let mut text = cases.values().cloned().collect::<Vec<_>>().join("\n");
+    let chosen = choose(&cases);
+    let mut files: BTreeMap<String, String> = BTreeMap::new();
+    for id in &chosen {
+        let file = file_of(id);
+        let folder = file.rsplit_once('/').map_or(file, |(folder, _)| folder).replace('/', "-");
+        let text = files.entry(folder).or_default();
+        text.push_str(&cases[*id].1);
         text.push('\n');
+    }
+    let bytes: usize = files.values().map(String::len).sum();
+    ensure!(bytes <= most, "{bytes} bytes were recorded, more than {most}: take a smaller sample");
+    for path in old {
+        std::fs::remove_file(path)?;
+    }
+    for (folder, text) in &files {
         std::fs::write(corpus.join(format!("{folder}.jsonl")), text)?;
     }
-    println!("recorded {} cases, {bytes} bytes", files.values().map(BTreeMap::len).sum::<usize>());
+    println!("recorded {} of {} cases, {bytes} bytes", chosen.len(), cases.len());
     Ok(())
+}
+
+/// The smallest cases of each stratum, by name. What is chosen from the chosen of two samples is what is chosen from both.
+fn choose(cases: &BTreeMap<String, (Vec<String>, String)>) -> BTreeSet<&str> {
+    let mut strata: BTreeMap<&str, Vec<(usize, &str)>> = BTreeMap::new();
+    for (id, (of, line)) in cases {
+        for stratum in of {
+            strata.entry(stratum).or_default().push((line.len(), id));
+        }
+    }
+    let mut chosen = BTreeSet::new();
+    for mut of in strata.into_values() {
+        of.sort_unstable();
+        let kept = of.iter().enumerate().take(EACH).filter(|(nth, (bytes, _))| *nth == 0 || *bytes <= SMALL);
+        chosen.extend(kept.map(|(_, (_, id))| *id));
+    }
+    chosen
 }
 
 /// The test files below a folder whose path has `only` in it.
@@ -538,19 +573,29 @@ mod tests {
     }
 
     #[test]
-    fn recording_adds_to_the_corpus_and_replaces_a_case_that_ran_again() {
+    fn recording_keeps_the_smallest_of_each_stratum_of_all_runs() {
         let folder = std::env::temp_dir().join(format!("coreml-record-{}", std::process::id()));
         let (recorded, corpus) = (folder.join("recorded"), folder.join("corpus"));
         std::fs::create_dir_all(&recorded).unwrap();
-        let line =
-            |id: &str, spec: &str| format!("{{\"id\": \"coremltools/a/b/{id}\", \"spec\": \"{spec}\"}}\n");
-        std::fs::write(recorded.join("main.jsonl"), line("t.py::x", "1") + &line("t.py::y", "1")).unwrap();
-        record(&recorded, &corpus).unwrap();
-        std::fs::write(recorded.join("main.jsonl"), line("t.py::y", "2") + &line("s.py::z", "2")).unwrap();
-        record(&recorded, &corpus).unwrap();
-        let text = std::fs::read_to_string(corpus.join("a-b.jsonl")).unwrap();
+        let line = |id: &str, strata: &str, spec: &str| {
+            format!("{{\"id\": \"coremltools/{id}\", \"strata\": [{strata}], \"spec\": \"{spec}\"}}\n")
+        };
+        let run = |lines: &[String]| {
+            std::fs::write(recorded.join("main.jsonl"), lines.concat()).unwrap();
+            record(&recorded, &corpus, 1000).unwrap();
+        };
+        let (large, small) = (line("a/b/t.py::large", "\"s\"", "111"), line("a/b/t.py::y", "\"s\"", "1"));
+        let other = line("c/u.py::alone", "\"s\", \"t\"", "11111");
+        run(&[large.clone(), other.clone()]);
+        assert_eq!(std::fs::read_to_string(corpus.join("a-b.jsonl")).unwrap(), large);
+        // A case that ran again is replaced, and the third of a stratum is not kept.
+        let again = line("a/b/t.py::large", "\"s\"", "11");
+        let third = line("a/b/t.py::third", "\"s\"", "1111");
+        run(&[third, small.clone(), again.clone()]);
+        assert_eq!(std::fs::read_to_string(corpus.join("a-b.jsonl")).unwrap(), again + &small);
+        assert_eq!(std::fs::read_to_string(corpus.join("c.jsonl")).unwrap(), other);
+        record(&recorded, &corpus, 10).unwrap_err();
         std::fs::remove_dir_all(&folder).unwrap();
-        assert_eq!(text, line("s.py::z", "2") + &line("t.py::x", "1") + &line("t.py::y", "2"));
     }
 
     #[test]
