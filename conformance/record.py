@@ -59,7 +59,8 @@ class Model(coreml_portable.model.Model):
         outputs = super().predict(inputs, state, **options)
         if self.calls is None:
             self.calls, self.state = [], state
-            self._remember()
+            if any(map(_tells, outputs.values())):
+                self._remember()
         if self in _made and state is self.state and len(self.calls) < CALLS:
             inputs = {name: self._read_back(name, value) for name, value in inputs.items()}
             # A test may change what it is given.
@@ -283,17 +284,14 @@ def strata(model):
 def _line(identity, made):
     name, backend = _test(identity)
     images = {feature["name"] for feature in made.description.get("inputs", []) if feature["kind"] == "image"}
-    calls = []
-    for call in made.calls:
-        if not any(map(_tells, call["outputs"].values())):
-            return None
-        calls.append(
-            {
-                part: {name: _value(value, part == "inputs" and name in images) for name, value in values.items()}
-                for part, values in call.items()
-                if values
-            }
-        )
+    calls = [
+        {
+            part: {name: _value(value, part == "inputs" and name in images) for name, value in values.items()}
+            for part, values in call.items()
+            if values
+        }
+        for call in made.calls
+    ]
     line = {
         "id": identity,
         "strata": [*sorted(made.strata), " ".join([name, *backend])],
@@ -315,5 +313,5 @@ def keep(folder, identity):
     with open(os.path.join(folder, os.environ.get("PYTEST_XDIST_WORKER", "main") + ".jsonl"), "a") as file:
         for nth, made in enumerate(_made, 1):
             line = _line(identity if nth == 1 else f"{identity}#{nth}", made)
-            if line and len(line) <= LONGEST:
+            if len(line) <= LONGEST:
                 file.write(line + "\n")
