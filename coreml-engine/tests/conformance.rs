@@ -330,7 +330,6 @@ const WAITS: &str = "its tests are not in the sample that was recorded";
 
 /// Ops without a case here or in `models/ops`, with the reason. Their tests are in the engine's own files.
 const OPS_NOT_RECORDED: &[(&str, &str)] = &[
-    ("conv_quantized", "refused by name; coremltools has no test of it"),
     ("non_maximum_suppression", TENSORFLOW),
     ("random_bernoulli", RANDOM),
     ("random_categorical", RANDOM),
