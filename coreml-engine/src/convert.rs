@@ -45,7 +45,14 @@ pub(crate) fn input<'a>(
             })
         }
         (Input::Image(image), FeatureKind::Image { image: spec }) => {
-            image_input(image, spec, ty, pool).map(|tensor| Entry::Owned(Value::F32(tensor)))
+            let pixels = image_input(image, spec, ty, pool)?;
+            Ok(Entry::Owned(match (ty.dtype.is_float(), image.format) {
+                (true, _) => Value::F32(pixels),
+                (false, PixelFormat::Bgra8 | PixelFormat::Gray8) => Value::I32(pixels.map(|&x| x as i32)),
+                (false, PixelFormat::Gray16F) => {
+                    return Err(format!("{}, where the program takes {ty}", given.words()));
+                }
+            }))
         }
         (Input::Int64(x), FeatureKind::Int64) => scalar(*x as f64, ty),
         (Input::Double(x), FeatureKind::Double) => scalar(*x, ty),
@@ -485,16 +492,16 @@ fn elements(view: &ValueView<'_>, dtype: ArrayDtype) -> Elements {
 
 /// Planes of 0 to 255 as pixels; values are rounded and clamped.
 fn image_output(view: &ValueView<'_>, spec: &ImageSpec) -> Result<Output, String> {
-    let ValueView::F32(tensor) = view else { return Err("expected floats for an image".into()) };
-    let shape = tensor.shape();
+    let (shape, data) = match view {
+        ValueView::F32(tensor) => (tensor.shape(), tensor.to_vec()),
+        ValueView::I32(tensor) => (tensor.shape(), tensor.iter().map(|&x| x as f32).collect()),
+    };
     let channels = if matches!(spec.color, Color::Rgb | Color::Bgr) { 3 } else { 1 };
     let (lead, planes) = shape.split_at(shape.len().saturating_sub(3));
     let &[c, height, width] = planes else { return Err(format!("expected an image, found shape {shape:?}")) };
     if c != channels || lead.iter().any(|&n| n != 1) {
         return Err(format!("expected an image of {channels} channels, found shape {shape:?}"));
     }
-    let data = tensor.to_contiguous();
-    let data = data.data();
     let byte = |x: f32| x.round_ties_even().clamp(0.0, 255.0) as u8;
     let area = height * width;
     let (format, pixels) = match spec.color {

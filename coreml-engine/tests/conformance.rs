@@ -366,6 +366,7 @@ const LAYERS_NOT_RECORDED: &[(&str, &str)] = &[
 /// `tests/nn.rs` have a model of each.
 const KINDS_NOT_RECORDED: &[(&str, &str)] = &[
     ("categoricalMapping", UNTESTED),
+    ("classConfidenceThresholding", UNTESTED),
     ("identity", UNTESTED),
     ("itemSimilarityRecommender", UNTESTED),
     ("kNearestNeighborsClassifier", UNTESTED),

@@ -111,6 +111,12 @@ fn images_that_come_out_are_clamped_and_lie_as_those_that_go_in() {
     assert_eq!(format, PixelFormat::Gray8);
     assert!(found.iter().zip(&bytes).all(|(&y, &x)| (f32::from(y) - change(f32::from(x))).abs() <= 0.5));
 
+    let pixels = [0, 1, 2, 253, 254, 255];
+    let (format, width, height, found) =
+        to_image("image_gray_uint8", image(PixelFormat::Gray8, 3, 2, 3, &pixels));
+    let expected = vec![0, 253, 1, 254, 2, 255];
+    assert_eq!((format, width, height, found), (PixelFormat::Gray8, 2, 3, expected), "transposed as uint8");
+
     let values = [0.25_f32, -3.5, 1000.0, 0.0, 400.0, 2.0];
     let halves: Vec<u8> = values.iter().flat_map(|&x| f16::from_f32(x).to_ne_bytes()).collect();
     let (format, _, _, found) =

@@ -26,7 +26,8 @@ pub(crate) fn run(root: &Path, target: Option<&str>, seconds: u32, keep: bool) -
     for target in targets {
         let corpus = format!("fuzz/corpus/{target}");
         fs::create_dir_all(root.join(&corpus))?;
-        for (i, input) in seeds(root, target)?.iter().enumerate() {
+        let seeds = seeds(root, target)?;
+        for (i, input) in seeds.iter().chain(&found(root, target)?).enumerate() {
             fs::write(root.join(&corpus).join(format!("seed-{i}")), input)?;
         }
         let time = format!("-max_total_time={seconds}");
@@ -36,12 +37,12 @@ pub(crate) fn run(root: &Path, target: Option<&str>, seconds: u32, keep: bool) -
         command.args(["-timeout=20", "-rss_limit_mb=2048", "-malloc_limit_mb=512", "-print_final_stats=1"]);
         visible(&mut command)?;
         if keep {
-            // The fewest inputs that reach all that these reach.
-            visible(cargo_fuzz(root, "cmin", target).arg(&corpus))?;
+            // The fewest inputs that reach all branches that these reach, however often.
+            visible(cargo_fuzz(root, "cmin", target).args([&corpus, "--", "-use_counters=0"]))?;
             let kept = files(&root.join(&corpus))?;
             let lines: BTreeSet<String> =
-                kept.iter().map(|input| BASE64_STANDARD.encode(input) + "\n").collect();
-            fs::write(found(root, target), lines.into_iter().collect::<String>())?;
+                kept.difference(&seeds).map(|input| BASE64_STANDARD.encode(input) + "\n").collect();
+            fs::write(found_in(root, target), lines.into_iter().collect::<String>())?;
         }
     }
     Ok(())
@@ -56,23 +57,26 @@ fn cargo_fuzz(root: &Path, verb: &str, target: &str) -> Command {
 }
 
 /// Where the inputs are that earlier runs found and kept, one a line, in base64.
-fn found(root: &Path, target: &str) -> PathBuf {
+fn found_in(root: &Path, target: &str) -> PathBuf {
     root.join("fuzz/seeds").join(target).with_extension("base64")
 }
 
-/// What is committed for a target to start from.
+fn found(root: &Path, target: &str) -> anyhow::Result<BTreeSet<Vec<u8>>> {
+    let path = found_in(root, target);
+    let lines = if path.exists() { fs::read_to_string(&path)? } else { String::new() };
+    lines
+        .lines()
+        .map(|line| BASE64_STANDARD.decode(line).with_context(|| path.display().to_string()))
+        .collect()
+}
+
+/// What else is committed for a target to start from.
 fn seeds(root: &Path, target: &str) -> anyhow::Result<BTreeSet<Vec<u8>>> {
     let mut seeds = files(&root.join("fuzz/seeds").join(target))?;
     if target == "model" {
         seeds.extend(files(&root.join("coreml-engine/tests/fixtures/nn"))?);
         seeds.extend(files(&root.join("coreml-engine/tests/fixtures/estimators"))?);
         seeds.extend(recorded_specifications(root)?);
-    }
-    let found = found(root, target);
-    if found.exists() {
-        for line in fs::read_to_string(&found)?.lines() {
-            seeds.insert(BASE64_STANDARD.decode(line).with_context(|| found.display().to_string())?);
-        }
     }
     Ok(seeds)
 }
