@@ -14,7 +14,7 @@ import coreml_portable  # noqa: E402
 coreml_portable.install()
 
 from coremltools.converters.mil import Builder as mb  # noqa: E402
-from coremltools.converters.mil.mil import types  # noqa: E402
+from coremltools.converters.mil.mil import get_new_symbol, types  # noqa: E402
 from coremltools.models.compute_device import MLComputeDevice, MLCPUComputeDevice  # noqa: E402
 from coremltools.models.compute_plan import MLComputePlan, MLModelStructure  # noqa: E402
 
@@ -93,6 +93,25 @@ def test_a_model_that_fails_while_it_runs_says_so_in_core_mls_words():
         model.predict({"data": np.zeros((2, 3)), "indices": np.array([7]), "updates": np.ones((1, 3))})
     assert isinstance(failure.value.__cause__, coreml_portable.CoreMLError)
     del failure
+
+
+def test_a_shape_that_a_flexible_input_does_not_take_is_told_in_core_mls_words():
+    def flexible(shape):
+        @mb.program(input_specs=[mb.TensorSpec((get_new_symbol(), 2))], opset_version=ct.target.iOS15)
+        def program(x):
+            return mb.relu(x=x)
+
+        model = ct.convert(program, inputs=[ct.TensorType("x", shape=shape)], minimum_deployment_target=ct.target.iOS15)
+        return lambda rows: model.predict({"x": np.zeros((rows, 2), np.float32)})
+
+    ranges = flexible((ct.RangeDim(3, 5, default=3), 2))
+    assert len(ranges(4)) == 1
+    with pytest.raises(RuntimeError, match=r"^Size \(99\) of dimension \(0\) is not in allowed range \(3\.\.5\)"):
+        ranges(99)
+    enumerated = flexible(ct.EnumeratedShapes(shapes=[(3, 2), (6, 2)]))
+    assert len(enumerated(6)) == 1
+    with pytest.raises(RuntimeError, match=r"^MultiArray Shape \(4 x 2\) was not in enumerated set of allowed shapes"):
+        enumerated(4)
 
 
 def test_every_hint_becomes_an_option(monkeypatch):

@@ -38,6 +38,19 @@ def _failure(error: CoreMLError, context: str = "") -> RuntimeError:
     return failure
 
 
+def _shape_words(feature: dict[str, Any] | None, value: Any) -> str:
+    """Core ML's own words for a shape that a flexible input does not take; nothing if it is not that."""
+    if not feature or feature["kind"] != "tensor" or not hasattr(value, "shape"):
+        return ""
+    shape, flexible = list(value.shape), feature["tensor"].get("flexible") or {}
+    if "enumerated" in flexible and shape not in flexible["enumerated"]:
+        return f"MultiArray Shape ({' x '.join(map(str, shape))}) was not in enumerated set of allowed shapes: "
+    for at, (size, (least, most)) in enumerate(zip(shape, flexible.get("ranges", []))):
+        if not least <= size <= (size if most < 0 else most):
+            return f"Size ({size}) of dimension ({at}) is not in allowed range ({least}..{most}): "
+    return ""
+
+
 def _options(hints: dict[str, str]) -> dict[str, Any]:
     """coremltools' hints, all of them text, as the arguments of :class:`Model`, which knows the values."""
     unknown = hints.keys() - _HINTS.keys()
@@ -120,14 +133,15 @@ class _MLModelProxy:
 
     def predict(self, data: dict[str, Any], state: _State | None = None) -> dict[str, Any]:
         begin = time.perf_counter_ns()
+        inputs = {name: _input(self._features.get(name), value) for name, value in data.items()}
         try:
-            inputs = {name: _input(self._features.get(name), value) for name, value in data.items()}
             outputs = self._model.predict(inputs, state.state if state is not None else None)
         except FrameworkError as error:
             # Core ML's own words for a model that fails while it runs; programs look for them.
             raise _failure(error, "Error computing NN outputs: ") from error
         except CoreMLError as error:
-            raise _failure(error) from error
+            words = (_shape_words(self._features.get(name), value) for name, value in inputs.items())
+            raise _failure(error, next(filter(None, words), "")) from error
         self._predict_ns = time.perf_counter_ns() - begin
         return {name: _output(value) for name, value in outputs.items()}
 
