@@ -175,7 +175,7 @@ def _tells(value):
 
 def _test(identity):
     """The name of a test, and what `backend` is, if that is a parameter."""
-    name = re.sub(r"\[.*|#\d+$", "", identity).split("::", 1)[-1]
+    name = re.sub(r"(?s)\[.*|#\d+$", "", identity).split("::", 1)[-1]
     backend = re.search(r"backend='(\w+)', precision='(\w+)', opset_version=<?(?:AvailableTarget\.)?(\w+)", identity)
     return name, backend.groups() if backend else ()
 

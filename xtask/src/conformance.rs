@@ -334,9 +334,10 @@ impl<'a> Suite<'a> {
         std::fs::create_dir_all(folder)?;
         let text = folder.join("pytest.txt");
         let printed = std::fs::File::create(&text)?;
-        let mut command = Command::new(self.environment.join("bin/python"));
+        let mut command = Command::new(self.root.join(&self.environment).join("bin/python"));
         command
-            .current_dir(self.root)
+            // Some tests leave files where they run.
+            .current_dir(folder)
             .env("COREML_PORTABLE_LIBRARY", &self.library)
             .env(
                 "PYTHONPATH",
