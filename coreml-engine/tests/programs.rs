@@ -11,6 +11,7 @@ use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use coreml_engine::description::FeatureKind;
 use coreml_engine::{Array, ArrayRef, Elements, Input, Limits, LoadOptions, Model, Output, ops};
 use coreml_proto::proto::mil_spec as mil;
 use coreml_proto::proto::{Model as Proto, model::Type as Kind};
@@ -480,7 +481,22 @@ fn answer(
             (name.as_str(), Input::Array(ArrayRef { dtype, shape, strides: None, bytes }))
         })
         .collect();
-    model.session(NonZeroUsize::MIN).predict(&inputs, None, &[]).map_err(|e| report(&e))
+    let found = model.session(NonZeroUsize::MIN).predict(&inputs, None, &[]).map_err(|e| report(&e))?;
+    let declared = &model.description().outputs;
+    assert_eq!(found.len(), declared.len(), "an answer has every output");
+    for ((name, output), feature) in found.iter().zip(declared) {
+        assert_eq!(*name, feature.name);
+        if let (Output::Array(array), FeatureKind::Tensor { tensor }) = (output, &feature.kind) {
+            assert_eq!(array.elements.dtype(), tensor.dtype, "{name} has the type that the model declares");
+            let is_open = tensor.shape.is_empty() || tensor.flexible.is_some();
+            assert!(
+                is_open || array.shape == tensor.shape,
+                "{name} {:?} is declared {tensor:?}",
+                array.shape
+            );
+        }
+    }
+    Ok(found)
 }
 
 fn same(found: &Output, shape: &[usize], expected: &Elements) -> bool {
@@ -542,7 +558,7 @@ proptest! {
         for _ in 0..=choices.below(4) {
             damage(&mut proto, &mut choices);
         }
-        // Whatever comes out; it must come out.
+        // An answer is as the model declares it, which `answer` sees to; what the ops make is compared with their types as they run.
         let _ = answer(&proto, &case.inputs, small());
     }
 }
