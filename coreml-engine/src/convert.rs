@@ -414,7 +414,12 @@ pub(crate) fn output(
                     && tensor.flexible.is_none()
                     && !tensor.shape.is_empty()
             };
-            let shape = if same(view.shape()) { tensor.shape.clone() } else { view.shape().to_vec() };
+            let shape = match view.shape() {
+                shape if same(shape) => tensor.shape.clone(),
+                // Core ML has no multi-array without dimensions (coremltools, `converters/mil/testing_utils.py`).
+                [] => vec![1],
+                shape => shape.to_vec(),
+            };
             Ok(Output::Array(Array { shape, elements: elements(view, tensor.dtype) }))
         }
         FeatureKind::Image { image } => image_output(view, image),
