@@ -140,12 +140,17 @@ def _hash(item):
     return zlib.crc32(_identity(item).encode())
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_make_parametrize_id(val, argname):
+    """A test that is named after an object, with its address, would have another name in each worker."""
+    name = f"{argname}={val}"
+    stable = re.sub(r" at 0x[0-9a-f]+", "", name)
+    return stable if stable != name else None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     sample = os.environ.get("CONFORMANCE_SAMPLE")
-    for item in items:
-        # Some are named after an object, with its address: they have another name in each worker.
-        item._nodeid = re.sub(r" at 0x[0-9a-f]+", "", item.nodeid)
     kept = items[:]
     if sample:
         least, modulus = (int(number) for number in sample.split("/"))
