@@ -96,7 +96,7 @@ fn upsample(cx: &mut Context<'_>, p: &spec::UpsampleLayerParams) -> Result<Blob,
         }
     };
     let (Some(height), Some(width)) = (scaled(h, factors[0])?, scaled(w, factors[1])?) else {
-        return Err(unsupported(format!("a resampling of {}", x.words())));
+        return upsample_open(cx, &x, p, mode, factors);
     };
     if mode == InterpolationMode::Nn {
         return to_size(cx, &x, "resize_nearest_neighbor", [height, width], None);
@@ -108,6 +108,33 @@ fn upsample(cx: &mut Context<'_>, p: &spec::UpsampleLayerParams) -> Result<Blob,
         Err(_) => return Err(invalid(format!("unknown mode {}", p.linear_upsample_mode))),
     };
     to_size(cx, &x, "resize_bilinear", [height, width], Some(sampling))
+}
+
+/// The same where a size is known only when the network runs, by the ops that take factors.
+fn upsample_open(
+    cx: &mut Context<'_>,
+    x: &Blob,
+    p: &spec::UpsampleLayerParams,
+    mode: InterpolationMode,
+    factors: [f64; 2],
+) -> Result<Blob, OpError> {
+    let (kind, align) = match (mode, LinearUpsampleMode::try_from(p.linear_upsample_mode)) {
+        (InterpolationMode::Nn, _) => ("upsample_nearest_neighbor", None),
+        (_, Ok(LinearUpsampleMode::AlignCornersTrue)) => ("upsample_bilinear", Some(true)),
+        (_, Ok(LinearUpsampleMode::AlignCornersFalse)) => ("upsample_bilinear", Some(false)),
+        _ => return Err(unsupported(format!("a resampling of {} in the mode DEFAULT", x.words()))),
+    };
+    cx.on_rank4(x, |cx, x| {
+        let mut dims = x.dims.clone();
+        (dims[2], dims[3]) = (scaled(dims[2], factors[0])?, scaled(dims[3], factors[1])?);
+        let mut arguments: Vec<(&str, Arg)> = vec![
+            ("x", x.into()),
+            ("scale_factor_height", (factors[0] as f32).into()),
+            ("scale_factor_width", (factors[1] as f32).into()),
+        ];
+        arguments.extend(align.map(|align| ("align_corners", align.into())));
+        Ok(cx.op(kind, arguments, dims))
+    })
 }
 
 fn crop_resize(cx: &mut Context<'_>, p: &spec::CropResizeLayerParams) -> Result<Blob, OpError> {
