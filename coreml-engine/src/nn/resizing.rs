@@ -6,7 +6,7 @@ use spec::sampling_mode::Method;
 use spec::upsample_layer_params::{InterpolationMode, LinearUpsampleMode};
 
 use super::LayerDef;
-use super::context::{Arg, Blob, Context, Dims, int, invalid, sizes, unsupported};
+use super::context::{Arg, Blob, Context, int, invalid, sizes, unsupported};
 use super::convolution::pair;
 use crate::error::OpError;
 
@@ -16,29 +16,26 @@ pub(super) const LAYERS: &[LayerDef] = &[
     layer!("upsample", Upsample, upsample),
 ];
 
-/// `x` with other last two dimensions, by an op that takes a target size.
-fn to_size(
-    cx: &mut Context<'_>,
-    x: &Blob,
-    kind: &str,
-    [height, width]: [usize; 2],
-    mode: Option<&str>,
-) -> Result<Blob, OpError> {
+/// `x` sampled bilinearly at other last two dimensions.
+fn to_size(cx: &mut Context<'_>, x: &Blob, [height, width]: [usize; 2], mode: &str) -> Result<Blob, OpError> {
     let (h, w) = (int(height)?, int(width)?);
     cx.on_rank4(x, |cx, x| {
         let mut dims = x.dims.clone();
         (dims[2], dims[3]) = (Some(height), Some(width));
-        let mut arguments: Vec<(&str, Arg)> =
-            vec![("x", x.into()), ("target_size_height", h.into()), ("target_size_width", w.into())];
-        arguments.extend(mode.map(|mode| ("sampling_mode", mode.into())));
-        Ok(cx.op(kind, arguments, dims))
+        let arguments = [
+            ("x", x.into()),
+            ("target_size_height", h.into()),
+            ("target_size_width", w.into()),
+            ("sampling_mode", mode.into()),
+        ];
+        Ok(cx.op("resize_bilinear", arguments, dims))
     })
 }
 
 fn resize_bilinear(cx: &mut Context<'_>, p: &spec::ResizeBilinearLayerParams) -> Result<Blob, OpError> {
     let x = cx.one()?;
     let target = pair(&p.target_size, 1)?;
-    to_size(cx, &x, "resize_bilinear", target, Some(sampling(p.mode.as_ref())?))
+    to_size(cx, &x, target, sampling(p.mode.as_ref())?)
 }
 
 /// The ops' word for a way to sample: coremltools, `backend/nn/op_mapping.py`.
@@ -66,64 +63,45 @@ fn scaled(n: Option<usize>, factor: f64) -> Result<Option<usize>, OpError> {
 fn upsample(cx: &mut Context<'_>, p: &spec::UpsampleLayerParams) -> Result<Blob, OpError> {
     let x = cx.one()?;
     x.at_least(3)?;
-    let (h, w) = (x.dims[x.rank() - 2], x.dims[x.rank() - 1]);
     let mode =
         InterpolationMode::try_from(p.mode).map_err(|_| invalid(format!("unknown mode {}", p.mode)))?;
     let factors = match (&p.scaling_factor[..], &p.fractional_scaling_factor[..]) {
-        (factors, []) => {
-            let factors = pair(factors, 1)?;
-            if mode == InterpolationMode::Nn {
-                // Whole factors: every element is repeated.
-                return cx.on_rank4(&x, |cx, x| {
-                    let mut dims: Dims = x.dims[..2].to_vec();
-                    let times = |n: Option<usize>, by: usize| {
-                        n.map(|n| n.checked_mul(by).ok_or_else(|| invalid("the size overflows"))).transpose()
-                    };
-                    dims.extend([times(h, factors[0])?, times(w, factors[1])?]);
-                    let arguments = [
-                        ("x", x.into()),
-                        ("scale_factor_height", int(factors[0])?.into()),
-                        ("scale_factor_width", int(factors[1])?.into()),
-                    ];
-                    Ok(cx.op("upsample_nearest_neighbor", arguments, dims))
-                });
-            }
-            factors.map(|factor| factor as f64)
-        }
+        (factors, []) => pair(factors, 1)?.map(|factor| factor as f64),
         ([], &[height, width]) => [f64::from(height), f64::from(width)],
         (whole, fractional) => {
             return Err(invalid(format!("the scaling factors {whole:?} and {fractional:?}")));
         }
     };
-    let (Some(height), Some(width)) = (scaled(h, factors[0])?, scaled(w, factors[1])?) else {
-        return upsample_open(cx, &x, p, mode, factors);
-    };
     if mode == InterpolationMode::Nn {
-        return to_size(cx, &x, "resize_nearest_neighbor", [height, width], None);
+        return by_factors(cx, &x, "upsample_nearest_neighbor", factors, None);
     }
-    let sampling = match LinearUpsampleMode::try_from(p.linear_upsample_mode) {
-        Ok(LinearUpsampleMode::Default) => "DEFAULT",
-        Ok(LinearUpsampleMode::AlignCornersTrue) => "STRICT_ALIGN_CORNERS",
-        Ok(LinearUpsampleMode::AlignCornersFalse) => "UNALIGN_CORNERS",
-        Err(_) => return Err(invalid(format!("unknown mode {}", p.linear_upsample_mode))),
-    };
-    to_size(cx, &x, "resize_bilinear", [height, width], Some(sampling))
+    match LinearUpsampleMode::try_from(p.linear_upsample_mode) {
+        Ok(LinearUpsampleMode::AlignCornersTrue) => {
+            by_factors(cx, &x, "upsample_bilinear", factors, Some(true))
+        }
+        Ok(LinearUpsampleMode::AlignCornersFalse) => {
+            by_factors(cx, &x, "upsample_bilinear", factors, Some(false))
+        }
+        // The op has no word for this mode before iOS 16, and the one that has it takes a size.
+        Ok(LinearUpsampleMode::Default) => {
+            let (h, w) = (x.dims[x.rank() - 2], x.dims[x.rank() - 1]);
+            match (scaled(h, factors[0])?, scaled(w, factors[1])?) {
+                (Some(height), Some(width)) => to_size(cx, &x, [height, width], "DEFAULT"),
+                _ => Err(unsupported(format!("a resampling of {} in the mode DEFAULT", x.words()))),
+            }
+        }
+        Err(_) => Err(invalid(format!("unknown mode {}", p.linear_upsample_mode))),
+    }
 }
 
-/// The same where a size is known only when the network runs, by the ops that take factors.
-fn upsample_open(
+/// `x` with its last two dimensions scaled; their sizes may be known only when the network runs.
+fn by_factors(
     cx: &mut Context<'_>,
     x: &Blob,
-    p: &spec::UpsampleLayerParams,
-    mode: InterpolationMode,
+    kind: &str,
     factors: [f64; 2],
+    align: Option<bool>,
 ) -> Result<Blob, OpError> {
-    let (kind, align) = match (mode, LinearUpsampleMode::try_from(p.linear_upsample_mode)) {
-        (InterpolationMode::Nn, _) => ("upsample_nearest_neighbor", None),
-        (_, Ok(LinearUpsampleMode::AlignCornersTrue)) => ("upsample_bilinear", Some(true)),
-        (_, Ok(LinearUpsampleMode::AlignCornersFalse)) => ("upsample_bilinear", Some(false)),
-        _ => return Err(unsupported(format!("a resampling of {} in the mode DEFAULT", x.words()))),
-    };
     cx.on_rank4(x, |cx, x| {
         let mut dims = x.dims.clone();
         (dims[2], dims[3]) = (scaled(dims[2], factors[0])?, scaled(dims[3], factors[1])?);
