@@ -497,16 +497,23 @@ fn elements(view: &ValueView<'_>, dtype: ArrayDtype) -> Elements {
 
 /// Planes of 0 to 255 as pixels; values are rounded and clamped.
 fn image_output(view: &ValueView<'_>, spec: &ImageSpec) -> Result<Output, String> {
-    let (shape, data) = match view {
-        ValueView::F32(tensor) => (tensor.shape(), tensor.to_vec()),
-        ValueView::I32(tensor) => (tensor.shape(), tensor.iter().map(|&x| x as f32).collect()),
+    let converted;
+    let tensor = match view {
+        ValueView::F32(tensor) => tensor.view(),
+        ValueView::I32(tensor) => {
+            converted = tensor.map(|&x| x as f32);
+            converted.view()
+        }
     };
+    let shape = tensor.shape();
     let channels = if matches!(spec.color, Color::Rgb | Color::Bgr) { 3 } else { 1 };
     let (lead, planes) = shape.split_at(shape.len().saturating_sub(3));
     let &[c, height, width] = planes else { return Err(format!("expected an image, found shape {shape:?}")) };
     if c != channels || lead.iter().any(|&n| n != 1) {
         return Err(format!("expected an image of {channels} channels, found shape {shape:?}"));
     }
+    let data = tensor.to_contiguous();
+    let data = data.data();
     let byte = |x: f32| x.round_ties_even().clamp(0.0, 255.0) as u8;
     let area = height * width;
     let (format, pixels) = match spec.color {
