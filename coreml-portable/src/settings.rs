@@ -1,9 +1,10 @@
 //! What the process says to the engine beside what a call can: the C table has no words for it, for Core ML needs none.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{LazyLock, PoisonError, RwLock};
 
 use coreml_engine::{CustomError, CustomLayer, CustomLayers, CustomSpec, Limits, LoadOptions};
 
+#[derive(Clone, Default)]
 struct Settings {
     limits: Limits,
     custom_layers: CustomLayers,
@@ -11,16 +12,11 @@ struct Settings {
     changes: u64,
 }
 
-static SETTINGS: RwLock<Option<Settings>> = RwLock::new(None);
+static SETTINGS: LazyLock<RwLock<Settings>> = LazyLock::new(RwLock::default);
 
 fn change(change: impl FnOnce(&mut Settings)) {
     let mut settings = SETTINGS.write().unwrap_or_else(PoisonError::into_inner);
-    let settings = settings.get_or_insert_with(|| Settings {
-        limits: Limits::default(),
-        custom_layers: CustomLayers::new(),
-        changes: 0,
-    });
-    change(settings);
+    change(&mut settings);
     settings.changes += 1;
 }
 
@@ -69,13 +65,9 @@ pub fn set_limits(limits: Limits) {
 
 /// Calls back with how a model is loaded, and a number that another answer comes with another of.
 pub(crate) fn with_options<R>(function: Option<&str>, load: impl FnOnce(&LoadOptions<'_>, u64) -> R) -> R {
-    let settings = SETTINGS.read().unwrap_or_else(PoisonError::into_inner);
     // A load is long, and a setting is not to wait for it.
-    let (limits, custom_layers, changes) = match &*settings {
-        Some(settings) => (settings.limits.clone(), settings.custom_layers.clone(), settings.changes),
-        None => Default::default(),
-    };
-    drop(settings);
+    let Settings { limits, custom_layers, changes } =
+        SETTINGS.read().unwrap_or_else(PoisonError::into_inner).clone();
     let mut options = LoadOptions::default().limits(limits).custom_layers(&custom_layers);
     options.function = function;
     load(&options, changes)
