@@ -187,11 +187,8 @@ impl Text {
             });
         }
         let mut clock = begin;
-        let mut read = 0;
-        while read < SLICE && !self.over && !self.events.is_closed() {
-            let before = reader.len();
+        while reader.worked() < SLICE && !self.over && !self.events.is_closed() {
             let logits = reader.advance(model, &self.layout, &self.tokens)?;
-            read += reader.len().saturating_sub(before).max(1);
             let is_prompt = self.tokens.len() == self.prompt;
             let is_token = logits.is_some();
             if let Some(logits) = logits

@@ -45,12 +45,8 @@ impl Question {
     /// Goes on for a slice.
     pub(crate) fn slice(&mut self, model: &CoreMlHandle) -> Result<(), Error> {
         let mut reader = Reader::open(model, self.model_ref, &self.layout, &self.tokens)?;
-        let mut read = 0;
-        while read < SLICE && self.asker.strong_count() > 0 && self.at < self.choices.len() {
-            let before = reader.len();
-            let logits = reader.advance(model, &self.layout, &self.tokens)?;
-            read += reader.len().saturating_sub(before).max(1);
-            if let Some(logits) = logits {
+        while reader.worked() < SLICE && self.asker.strong_count() > 0 && self.at < self.choices.len() {
+            if let Some(logits) = reader.advance(model, &self.layout, &self.tokens)? {
                 self.score(&logits);
                 reader.rewind(&self.tokens);
             }

@@ -30,6 +30,8 @@ pub(crate) struct Reader {
     model_ref: ModelRef,
     store: Store,
     read: Vec<u32>,
+    /// Tokens read since it was opened; a step that reads none counts as one.
+    worked: usize,
 }
 
 enum Store {
@@ -87,11 +89,12 @@ impl Reader {
             if ends_there && common > 0 {
                 let mut reader = memories.remove(best);
                 reader.read.truncate(common);
+                reader.worked = 0;
                 return Some(Ok::<_, Error>(reader));
             }
             (common >= WORTH_A_COPY).then(|| {
                 let store = memories[best].store.fork()?;
-                Ok(Self { model_ref, store, read: tokens[..common].to_vec() })
+                Ok(Self { model_ref, store, read: tokens[..common].to_vec(), worked: 0 })
             })
         });
         match found {
@@ -102,7 +105,12 @@ impl Reader {
     }
 
     fn new(model: &CoreMlHandle, model_ref: ModelRef, layout: &Causal) -> Result<Self, Error> {
-        Ok(Self { model_ref, store: Store::new(model, layout)?, read: Vec::new() })
+        Ok(Self { model_ref, store: Store::new(model, layout)?, read: Vec::new(), worked: 0 })
+    }
+
+    /// How much it has read since it was opened, which a slice of work is measured by.
+    pub(crate) fn worked(&self) -> usize {
+        self.worked
     }
 
     /// How many tokens it has read.
@@ -148,7 +156,7 @@ impl Reader {
             Err(Error::ForeignState { .. }) => {
                 let model_ref = self.model_ref;
                 MEMORIES.with_borrow_mut(|memories| memories.retain(|reader| reader.model_ref != model_ref));
-                *self = Self::new(model, model_ref, layout)?;
+                *self = Self { worked: self.worked + 1, ..Self::new(model, model_ref, layout)? };
                 Ok(None)
             }
             other => other,
@@ -195,6 +203,7 @@ impl Reader {
                 (model.predict(&inputs)?, tokens.len())
             }
         };
+        self.worked += end.saturating_sub(start).max(1);
         let start = self.read.len();
         self.read.extend_from_slice(&tokens[start..end]);
         if end < tokens.len() {
