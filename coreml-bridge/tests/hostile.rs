@@ -7,7 +7,7 @@ use coreml_bridge::{
     Bridge, BridgeError, Config, Dictionary, Dtype, Error, Features, Image, PixelFormat, PredictOptions,
     ReshapeFrequency, Sequence, Specialization, Status, Tensor, Value, f16, register_model,
 };
-use coreml_testing::{Backings, Behaviour, Builder, FakeBridge, Outcome, REFUSAL};
+use coreml_testing::{Backings, Behaviour, Builder, FakeBridge, Outcome, REFUSAL, messages};
 
 fn vector(numbers: &[f32]) -> Tensor {
     Tensor::from_slice(&[numbers.len()], numbers).unwrap()
@@ -37,17 +37,6 @@ fn load_error(change: impl FnOnce(&mut Behaviour)) -> Error {
     let error = fake.bridge().load("the/path", &Config::default()).map(|_| ()).unwrap_err();
     fake.assert_clean();
     error
-}
-
-/// The messages of an error and of all that caused it.
-fn messages(error: &dyn std::error::Error) -> Vec<String> {
-    let mut messages = vec![error.to_string()];
-    let mut source = error.source();
-    while let Some(error) = source {
-        messages.push(error.to_string());
-        source = error.source();
-    }
-    messages
 }
 
 #[test]

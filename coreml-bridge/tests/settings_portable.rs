@@ -38,8 +38,7 @@ fn load(path: &str) -> Result<CoreMlHandle, Error> {
 }
 
 fn chain(error: &Error) -> String {
-    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
-    causes.map(|error| error.to_string()).collect::<Vec<_>>().join(": ")
+    coreml_testing::messages(error).join(": ")
 }
 
 #[test]

@@ -21,7 +21,7 @@ use coreml_proto::proto::{Model as Proto, NeuralNetworkLayer, model::Type as Kin
 use prost::Message;
 use serde::Deserialize;
 
-use common::{report, repository};
+use common::{corpus, report, repository};
 
 #[derive(Deserialize)]
 struct Case {
@@ -298,17 +298,7 @@ fn check(case: &Case, spoilt: &dyn Fn(&Value) -> bool) -> Result<(), String> {
     Ok(())
 }
 
-static CORPUS: LazyLock<Vec<Case>> = LazyLock::new(|| {
-    let mut cases = Vec::new();
-    for entry in std::fs::read_dir(repository("conformance/corpus")).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension() == Some("jsonl".as_ref()) {
-            let text = std::fs::read_to_string(&path).unwrap();
-            cases.extend(text.lines().map(|line| serde_json::from_str::<Case>(line).unwrap()));
-        }
-    }
-    cases
-});
+static CORPUS: LazyLock<Vec<Case>> = LazyLock::new(corpus);
 
 #[test]
 fn recorded_cases_of_coremltools_tests_give_the_verified_outputs() {

@@ -10,7 +10,7 @@ use std::fmt::Write;
 use coreml_engine::{nn, ops};
 use serde::Deserialize;
 
-use common::repository;
+use common::{corpus, repository};
 
 /// The ops that a program can hold: `SSAOpRegistry.core_ops` of coremltools 9.0, without those that it never serialises.
 const REGISTRY: &str = "\
@@ -57,19 +57,16 @@ struct Recorded {
 }
 
 /// For each op, how many cases of coremltools' tests are recorded with it, and with which types.
-fn corpus() -> BTreeMap<String, (usize, BTreeSet<String>)> {
+fn recorded() -> BTreeMap<String, (usize, BTreeSet<String>)> {
     let mut ops: BTreeMap<String, (usize, BTreeSet<String>)> = BTreeMap::new();
-    for file in std::fs::read_dir(repository("conformance/corpus")).unwrap() {
-        for line in std::fs::read_to_string(file.unwrap().path()).unwrap().lines() {
-            let case: Recorded = serde_json::from_str(line).unwrap();
-            let mut seen = BTreeSet::new();
-            for stratum in &case.strata {
-                let [op, dtype, opset] = stratum.split(' ').collect::<Vec<_>>()[..] else { continue };
-                if opset.starts_with("CoreML") {
-                    let (cases, dtypes) = ops.entry(op.to_owned()).or_default();
-                    *cases += usize::from(seen.insert(op));
-                    dtypes.insert(dtype.to_owned());
-                }
+    for case in corpus::<Recorded>() {
+        let mut seen = BTreeSet::new();
+        for stratum in &case.strata {
+            let [op, dtype, opset] = stratum.split(' ').collect::<Vec<_>>()[..] else { continue };
+            if opset.starts_with("CoreML") {
+                let (cases, dtypes) = ops.entry(op.to_owned()).or_default();
+                *cases += usize::from(seen.insert(op));
+                dtypes.insert(dtype.to_owned());
             }
         }
     }
@@ -107,8 +104,8 @@ fn the_list_of_ops_is_current() {
          Every op with the opsets that define or redefine it, and where it is tested beside its own file: how many answers are\n\
          recorded in `models/ops` and from coremltools' own tests (`conformance/corpus`), and with which types of inputs and outputs.\n",
     );
-    let corpus = corpus();
-    ops::FAMILIES.iter().for_each(|family| text.push_str(&ops_of(family, &corpus)));
+    let recorded = recorded();
+    ops::FAMILIES.iter().for_each(|family| text.push_str(&ops_of(family, &recorded)));
     let known: BTreeSet<&str> =
         ops::FAMILIES.iter().flat_map(|family| family.ops).map(|op| op.name).collect();
     let registry: BTreeSet<&str> = REGISTRY.split_whitespace().collect();

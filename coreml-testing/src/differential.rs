@@ -21,6 +21,8 @@ use coreml_bridge::{
     ModelDescription, PredictOptions, Sequence, Tensor, Value, f16,
 };
 
+use crate::messages;
+
 /// How often a model with states is asked: each answer depends on those before.
 const STEPS: u64 = 3;
 
@@ -173,13 +175,7 @@ pub fn compare(first: Bridge, second: Bridge, model: &Path) -> Verdict {
 
 /// An error with its causes.
 fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
+    messages(error).join(": ")
 }
 
 /// How two descriptions differ in what a prediction takes and gives: names and kinds.

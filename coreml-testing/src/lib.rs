@@ -34,3 +34,15 @@ mod tokenizer;
 pub use fake::{Backings, Behaviour, Builder, Counts, FakeBridge, Outcome, REFUSAL};
 pub use gate::Gate;
 pub use tokenizer::byte_tokenizer;
+
+/// The messages of an error and of all that caused it, the last cause last.
+///
+/// ```
+/// let error = coreml_bridge::Bridge::platform().load("no/such/model.mlpackage", &Default::default()).unwrap_err();
+/// let messages = coreml_testing::messages(&error);
+/// assert!(messages.len() > 1 && messages[0].contains("no/such/model.mlpackage"), "{messages:?}");
+/// ```
+#[must_use]
+pub fn messages(error: &dyn std::error::Error) -> Vec<String> {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect()
+}

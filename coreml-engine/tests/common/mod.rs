@@ -10,6 +10,19 @@ pub(crate) fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
+/// The cases recorded of coremltools' tests, as far as `T` reads them.
+pub(crate) fn corpus<T: serde::de::DeserializeOwned>() -> Vec<T> {
+    let mut cases = Vec::new();
+    for entry in std::fs::read_dir(repository("conformance/corpus")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension() == Some("jsonl".as_ref()) {
+            let text = std::fs::read_to_string(&path).unwrap();
+            cases.extend(text.lines().map(|line| serde_json::from_str::<T>(line).unwrap()));
+        }
+    }
+    cases
+}
+
 /// A path that `cargo xtask models` brings, if it did. With `COREML_REQUIRE_MODELS` set its absence is a failure.
 pub(crate) fn cached(path: &str) -> Option<PathBuf> {
     let path = repository("models/cache").join(path);
