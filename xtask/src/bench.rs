@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::models;
-use crate::run::{output, visible};
+use crate::run::{cargo, has_taskset, output, target, visible};
 
 /// What is to be run.
 #[derive(clap::Args)]
@@ -74,15 +74,14 @@ fn bounds(root: &Path, arguments: &Arguments) -> Vec<(String, f64)> {
 
 /// Where the benches leave their figures.
 fn figures(root: &Path) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    target.join("criterion")
+    target(root).join("criterion")
 }
 
 /// Runs the benches.
 pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     // Where two threads are placed decides a round trip more than anything else (one core: microseconds, two: ten times that),
     // so both sides of that comparison are held on one core. The others have the machine to themselves.
-    let on_one_core = Command::new("taskset").arg("--version").output().is_ok();
+    let on_one_core = has_taskset();
     if !on_one_core {
         println!("no `taskset` here: the round trip is not held on one core, and its ratio says less");
     }
@@ -117,14 +116,8 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> anyhow::Result<()> {
 
 /// `cargo bench` with these benches, or with all if none is named.
 fn bench(root: &Path, names: &[&str], on_one_core: bool) -> Command {
-    let mut command = if on_one_core {
-        let mut command = Command::new("taskset");
-        command.args(["-c", "0", env!("CARGO")]);
-        command
-    } else {
-        Command::new(env!("CARGO"))
-    };
-    command.current_dir(root).args(["bench", "--quiet", "--package", "benches"]);
+    let mut command = cargo(root, on_one_core);
+    command.args(["bench", "--quiet", "--package", "benches"]);
     command.args(names.iter().flat_map(|name| ["--bench", name]));
     command
 }

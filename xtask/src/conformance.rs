@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 
 use crate::python::LIBRARY;
-use crate::run::{make_python, ready_python, visible};
+use crate::run::{make_python, ready_python, target, visible};
 
 /// The parts of coremltools whose tests predict.
 const SUITES: &[&str] = &[
@@ -172,8 +172,7 @@ fn library(root: &Path) -> anyhow::Result<PathBuf> {
         "--package",
         "coreml-capi",
     ]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    Ok(target.join("release").join(LIBRARY))
+    Ok(target(root).join("release").join(LIBRARY))
 }
 
 /// The environment in which the suite runs; made on first use.

@@ -101,8 +101,7 @@ fn root() -> PathBuf {
 fn install_library(root: &Path, prefix: &Path) -> anyhow::Result<()> {
     let mut cargo = Command::new("cargo");
     run::visible(cargo.current_dir(root).args(["build", "--release", "--package", "coreml-capi"]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let built = target.join("release");
+    let built = run::target(root).join("release");
     for path in install_c::install(root, &built, prefix, env!("CARGO_PKG_VERSION"))? {
         println!("{}", path.display());
     }

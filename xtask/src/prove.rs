@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 
-use crate::run::visible;
+use crate::run::{cargo, has_taskset, visible};
 
 /// Each proof, as the test is called, with the mistakes that it must catch, as `coreml-client` calls them.
 const PROOFS: [Proof; 11] = [
@@ -130,15 +130,9 @@ impl Verdict {
 /// A proof, alone in its process. Where there is `taskset`, the overhead is measured on one core, for both sides: where the
 /// threads lie decides more than what they do.
 fn command(root: &Path, proof: &str, options: &[&str]) -> Command {
-    let pinned = proof == "overhead" && Command::new("taskset").arg("--version").output().is_ok();
-    let mut command = if pinned {
-        let mut command = Command::new("taskset");
-        command.args(["--cpu-list", "0", env!("CARGO")]);
-        command
-    } else {
-        Command::new(env!("CARGO"))
-    };
-    command.current_dir(root).args(["test", "--quiet", "--package", "coreml-client", "--test", "proofs"]);
+    let pinned = proof == "overhead" && has_taskset();
+    let mut command = cargo(root, pinned);
+    command.args(["test", "--quiet", "--package", "coreml-client", "--test", "proofs"]);
     command.args(options).args(["--", "--exact", proof, "--nocapture"]);
     command
 }

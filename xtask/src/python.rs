@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::models;
-use crate::run::visible;
+use crate::run::{target, visible};
 
 /// The file name of the shared library.
 pub(crate) const LIBRARY: &str =
@@ -31,6 +31,5 @@ fn library(root: &Path) -> anyhow::Result<PathBuf> {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(root).args(["test", "--quiet", "--workspace", "--test", "c_example", "--no-run"]);
     visible(&mut cargo)?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    Ok(target.join("debug/deps").join(LIBRARY))
+    Ok(target(root).join("debug/deps").join(LIBRARY))
 }

@@ -6,6 +6,26 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
+/// The folder that cargo builds into.
+pub(crate) fn target(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+}
+
+/// Whether a program can be held on one core here.
+pub(crate) fn has_taskset() -> bool {
+    Command::new("taskset").arg("--version").output().is_ok()
+}
+
+/// Cargo in `root`, held on one core if it is to be, for which there must be `taskset`.
+pub(crate) fn cargo(root: &Path, on_one_core: bool) -> Command {
+    let mut command = Command::new(if on_one_core { "taskset" } else { env!("CARGO") });
+    if on_one_core {
+        command.args(["--cpu-list", "0", env!("CARGO")]);
+    }
+    command.current_dir(root);
+    command
+}
+
 /// Runs a program in `root` and returns what it printed.
 pub(crate) fn output(root: &Path, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
     let output = Command::new(program)
