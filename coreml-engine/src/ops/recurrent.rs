@@ -297,11 +297,14 @@ fn layer<C: Cell>(
     let all = size * cells.len();
     let initial = |slot: usize| -> Result<TensorView<'_, f32>, KernelError> {
         let view = run.f32(slot)?;
-        if view.shape() != [batch, all] {
-            let found = view.shape();
-            return Err(KernelError::shape(format!("an initial state of {found:?}, not [{batch}, {all}]")));
+        match *view.shape() {
+            // coremltools' converter of PyTorch's packed sequences gives the state as many rows as the first sequence is long. Its
+            // tests demand PyTorch's answer, for which the first rows count.
+            [rows, columns] if rows >= batch && columns == all => Ok(view.slice_axis(0, 0..batch)),
+            ref found => {
+                Err(KernelError::shape(format!("an initial state of {found:?}, not [{batch}, {all}]")))
+            }
         }
-        Ok(view)
     };
     let initial_h = initial(operands.initial_h)?;
     let initial_c = operands.initial_c.map(&initial).transpose()?;
@@ -843,6 +846,20 @@ mod tests {
         );
         let both = bare(&[2, 1, 3], &[1, 4], &[4, 3], &[4, 4]).string("direction", "bidirectional");
         assert!(run(both).contains("no direction"));
+    }
+
+    #[test]
+    fn of_a_state_with_more_rows_than_the_batch_the_first_count() {
+        let run = |rows: usize| {
+            let state = numbers(2, 12);
+            let case = Case::new("rnn")
+                .input("x", &[3, 2, 1], &numbers(1, 6))
+                .input("initial_h", &[rows, 4], &state[..rows * 4])
+                .floats("weight_ih", &[4, 1], &numbers(3, 4))
+                .floats("weight_hh", &[4, 4], &numbers(4, 16));
+            values(case.run(&[DType::F32; 2]).unwrap())
+        };
+        assert_eq!(run(3), run(2));
     }
 
     #[test]

@@ -425,7 +425,7 @@ fn split(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     }))
 }
 
-/// Repeats the whole tensor along each dimension.
+/// Repeats the whole tensor along each dimension. No repetitions, which only a program can ask for that counts them, leave nothing.
 fn tile(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     let x = op.input("x")?;
     let reps = op.ints_or_input("reps")?;
@@ -438,7 +438,7 @@ fn tile(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
         let reps = run.ints(&reps)?;
         let view = run.any(x.slot)?;
         let sizes_in = view.shape().to_vec();
-        if reps.len() != sizes_in.len() || reps.iter().any(|&n| n <= 0) {
+        if reps.len() != sizes_in.len() || reps.iter().any(|&n| n < 0) {
             return Err(KernelError::value(format!("{reps:?} repetitions of shape {sizes_in:?}")));
         }
         let reps = sizes(&reps)?;
@@ -1092,8 +1092,7 @@ fn survivors(
     let corners = |index: usize| match boxes[index * 4..][..4] {
         [x, y, width, height] => {
             let (half_width, half_height) = (0.5 * width, 0.5 * height);
-            let ([x0, x1], [y0, y1]) = ([x - half_width, x + half_width], [y - half_height, y + half_height]);
-            [x0.min(x1), y0.min(y1), x0.max(x1), y0.max(y1)]
+            [x - half_width, y - half_height, x + half_width, y + half_height]
         }
         _ => [0.0; 4],
     };
@@ -1117,7 +1116,8 @@ fn survivors(
     }
 }
 
-/// Intersection over union; 0 for a box without area.
+/// Intersection over union; 0 for a box without area, as one of a negative size is: coremltools' converter from TensorFlow, where
+/// corners come in any order, takes the amounts of sizes first, that from PyTorch does not.
 fn overlap(a: &[f32; 4], b: &[f32; 4]) -> f32 {
     let area = |[x0, y0, x1, y1]: [f32; 4]| (x1 - x0).max(0.0) * (y1 - y0).max(0.0);
     let (area_a, area_b) = (area(*a), area(*b));
@@ -1326,8 +1326,10 @@ mod tests {
         assert!(case(&[2]).error().contains("rank 2"));
         assert!(case(&[0, 1]).error().contains("reps"));
         assert!(case(&[i32::MAX, i32::MAX]).error().contains("over its limit"));
-        let computed = Case::new("tile").input_i32("x", &[1], &[7]).input_i32("reps", &[1], &[3]);
-        assert_eq!(computed.i32(), (vec![3], vec![7; 3]));
+        let computed = |reps| Case::new("tile").input_i32("x", &[1], &[7]).input_i32("reps", &[1], &[reps]);
+        assert_eq!(computed(3).i32(), (vec![3], vec![7; 3]));
+        assert_eq!(computed(0).i32(), (vec![0], vec![]));
+        assert!(computed(-1).error().contains("[-1] repetitions"));
     }
 
     #[test]
@@ -1679,6 +1681,21 @@ mod tests {
         assert_eq!(floats(&case(&points, &[0.0; 4], 0).unwrap()[0]).0, [1, 0, 4]);
         assert!(case(&points, &[0.0; 4], -1).unwrap_err().contains("max_boxes"));
         assert!(case(&points, &[0.0; 4], i32::MAX).unwrap_err().contains("over its limit"));
+    }
+
+    #[test]
+    fn a_box_of_negative_size_overlaps_nothing() {
+        let boxes =
+            [[2.0, 2.0, 4.0, 4.0], [2.0, 2.0, -4.0, 4.0], [2.0, 2.0, -4.0, -4.0], [2.0, 3.0, 4.0, 4.0]];
+        let found = Case::in_opset("non_maximum_suppression", Opset::Ios15)
+            .input("boxes", &[1, 4, 4], boxes.as_flattened())
+            .input("scores", &[1, 4, 1], &[4.0, 3.0, 2.0, 1.0])
+            .float("iou_threshold", 0.0)
+            .float("score_threshold", 0.0)
+            .int("max_boxes", 4)
+            .run(&[DType::F32, DType::F32, DType::I32, DType::I32])
+            .unwrap();
+        assert_eq!(ints(&found[2]).1, [0, 1, 2, -1]);
     }
 
     #[test]
