@@ -468,6 +468,16 @@ impl Context<'_> {
         Ok(self.op("squeeze", [("x", x.into()), ("axes", ints(axes)?.into())], dims))
     }
 
+    /// A blob without dimensions of 1 in front of the last `rank`.
+    ///
+    /// A number is a list of one element. Where coremltools' converter takes it for a scalar and makes a list of it (`expandDims`), there
+    /// is a dimension in front that its reader does not expect; the converter's tests demand that it does not count.
+    pub(super) fn at_most(&mut self, x: Blob, rank: usize) -> Result<Blob, OpError> {
+        let extra: Vec<usize> = (0..x.rank().saturating_sub(rank)).collect();
+        let ones = extra.iter().all(|&axis| x.dims[axis] == Some(1));
+        if extra.is_empty() || !ones { Ok(x) } else { self.squeeze(&x, &extra) }
+    }
+
     /// `x[begin:end:stride]` along one axis; `end` may be left out, and negative indices count from the end.
     pub(super) fn slice(
         &mut self,

@@ -64,10 +64,10 @@ fn fixed(cx: &Context<'_>, shape: &[u64]) -> Result<Shape, OpError> {
 
 /// What the input says.
 fn computed(cx: &mut Context<'_>) -> Result<Shape, OpError> {
-    let shape = cx.one()?;
+    let mut shape = cx.one()?;
     let dims = match cx.known_ints(&shape, "a shape") {
         Ok(shape) => sizes(&shape)?.into_iter().map(Some).collect(),
-        Err(_) => dims_of(&shape)?,
+        Err(_) => dims_of(cx, &mut shape)?,
     };
     Ok(Shape { argument: cx.integers(&shape).into(), dims })
 }

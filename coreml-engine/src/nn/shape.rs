@@ -228,18 +228,19 @@ fn reshape_like(cx: &mut Context<'_>, _: &spec::ReshapeLikeLayerParams) -> Resul
 }
 
 fn reshape_dynamic(cx: &mut Context<'_>, _: &spec::ReshapeDynamicLayerParams) -> Result<Blob, OpError> {
-    let [x, shape] = cx.exactly()?;
+    let [x, mut shape] = cx.exactly()?;
     if let Ok(shape) = cx.known_ints(&shape, "a shape") {
         let shape: Vec<i64> = shape.into_iter().map(i64::from).collect();
         return reshape_to(cx, &x, &shape, shape.len() == x.rank());
     }
-    let dims = dims_of(&shape)?;
+    let dims = dims_of(cx, &mut shape)?;
     let shape = cx.integers(&shape);
     Ok(cx.op("reshape", [("x", (&x).into()), ("shape", shape.into())], dims))
 }
 
-/// The dimensions of a blob whose shape is in `shape`: only their number is known.
-pub(super) fn dims_of(shape: &Blob) -> Result<Vec<Option<usize>>, OpError> {
+/// The dimensions of a blob whose shape is in `shape`, which becomes a list: only their number is known.
+pub(super) fn dims_of(cx: &mut Context<'_>, shape: &mut Blob) -> Result<Vec<Option<usize>>, OpError> {
+    *shape = cx.at_most(shape.clone(), 1)?;
     match shape.dims[..] {
         [Some(rank)] if rank <= MAX_RANK => Ok(vec![None; rank]),
         _ => Err(unsupported(format!("a shape of shape {}", shape.words()))),

@@ -80,9 +80,13 @@ fn concat(cx: &mut Context<'_>, p: &spec::ConcatLayerParams) -> Result<Blob, OpE
     cx.concat(&cx.inputs.clone(), axis, false)
 }
 
+/// The format demands inputs of one rank.
 fn concat_nd(cx: &mut Context<'_>, p: &spec::ConcatNdLayerParams) -> Result<Blob, OpError> {
-    let axis = cx.first()?.axis(p.axis)?;
-    cx.concat(&cx.inputs.clone(), axis, p.interleave)
+    let inputs = cx.inputs.clone();
+    let rank = inputs.iter().map(Blob::rank).min().unwrap_or(0);
+    let inputs = inputs.into_iter().map(|blob| cx.at_most(blob, rank)).collect::<Result<Vec<_>, _>>()?;
+    let axis = super::context::axis_of(p.axis, rank)?;
+    cx.concat(&inputs, axis, p.interleave)
 }
 
 fn stack(cx: &mut Context<'_>, p: &spec::StackLayerParams) -> Result<Blob, OpError> {
@@ -172,6 +176,7 @@ fn tile(cx: &mut Context<'_>, p: &spec::TileLayerParams) -> Result<Blob, OpError
         Some(input) => match cx.known_ints(&input, "repetitions") {
             Ok(reps) => sizes(&reps)?,
             Err(_) => {
+                let input = cx.at_most(input, 1)?;
                 let Some(missing) = (match input.fixed().as_deref() {
                     Some(&[count]) if count > 0 => x.rank().checked_sub(count),
                     _ => None,
@@ -418,10 +423,10 @@ fn fill_static(cx: &mut Context<'_>, p: &spec::FillStaticLayerParams) -> Result<
 }
 
 fn fill_dynamic(cx: &mut Context<'_>, p: &spec::FillDynamicLayerParams) -> Result<Blob, OpError> {
-    let shape = cx.one()?;
+    let mut shape = cx.one()?;
     let dims = match cx.known_ints(&shape, "a shape") {
         Ok(shape) => sizes(&shape)?.into_iter().map(Some).collect(),
-        Err(_) => dims_of(&shape)?,
+        Err(_) => dims_of(cx, &mut shape)?,
     };
     let shape = cx.integers(&shape);
     Ok(fill(cx, shape.into(), dims, p.value))
@@ -456,10 +461,10 @@ fn broadcast_to_dynamic(
     cx: &mut Context<'_>,
     _: &spec::BroadcastToDynamicLayerParams,
 ) -> Result<Blob, OpError> {
-    let [x, shape] = cx.exactly()?;
+    let [x, mut shape] = cx.exactly()?;
     let dims = match cx.known_ints(&shape, "a shape") {
         Ok(shape) => sizes(&shape)?.into_iter().map(Some).collect(),
-        Err(_) => dims_of(&shape)?,
+        Err(_) => dims_of(cx, &mut shape)?,
     };
     let shape = cx.integers(&shape);
     broadcast_to(cx, &x, shape.into(), dims)
