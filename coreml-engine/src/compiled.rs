@@ -14,22 +14,25 @@
 //! (`generic`), `u64` specification version, 24 bytes, `u64` length and `ModelDescription` message; then, for each function of
 //! a program, `u32` kind and 12 bytes, or for a pipeline `u64` number of models and `u64` kind.
 //!
-//! So a compiled ML program is read back into the message that it was compiled from, and everything after that is the same.
-//! The compiled form of other kinds (`model.espresso.net` of neural networks, and so on) is refused by name.
+//! So a compiled ML program is read back into the message that it was compiled from, and everything after that is the same;
+//! [`compile`] goes the other way. The compiled form of other kinds (`model.espresso.net` of neural networks, and so on) is refused by name.
 
 use std::path::Path;
 
 use coreml_proto::proto::{Model, ModelDescription, Pipeline, mil_spec, model::Type as ModelType};
 use prost::Message;
 
-use crate::decode::mil_text;
-pub use crate::decode::mil_text::SyntaxError;
 use crate::error::LoadError;
+use crate::mil_text;
+pub use crate::mil_text::{SyntaxError, Unprintable};
 use crate::package::ReadFile;
 
 /// The numbers of the kinds that are read.
 const PIPELINE: u32 = 202;
 const ML_PROGRAM: u32 = 502;
+
+/// What a program is compiled for.
+const TARGET: &str = "generic";
 
 /// Pipelines may hold pipelines; deeper than this is not a model.
 const MAX_DEPTH: usize = 4;
@@ -226,6 +229,61 @@ pub fn specification(data: &[u8], program: &[u8]) -> Result<Vec<u8>, CompiledErr
     }
     let program: mil_spec::Program = mil_text::parse(program, "")?;
     Ok(data.model(ModelType::MlProgram(program)).encode_to_vec())
+}
+
+/// A compiled ML program, but for the files of its weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    /// `coremldata.bin`.
+    pub data: Vec<u8>,
+    /// `model.mil`.
+    pub program: String,
+}
+
+/// A model has no compiled form here.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompileError {
+    /// The specification does not decode.
+    #[error("the specification does not decode")]
+    Decode(#[source] prost::DecodeError),
+    /// It is of another kind.
+    #[error("the model is no ML program")]
+    NoProgram,
+    /// The program cannot be written as text.
+    #[error(transparent)]
+    Program(#[from] Unprintable),
+}
+
+/// Compiles a specification (a serialised `Model` message) of an ML program. What [`specification`] makes of it is the same
+/// model: it lacks what no prediction depends on, such as documentation and blocks for other opsets.
+///
+/// # Errors
+/// [`CompileError`], if the model is no ML program, or has something that the text has no form for.
+///
+/// ```
+/// use coreml_engine::compiled::{CompileError, compile};
+/// assert!(matches!(compile(b""), Err(CompileError::NoProgram)));
+/// ```
+pub fn compile(specification: &[u8]) -> Result<Compiled, CompileError> {
+    let model = Model::decode(specification).map_err(CompileError::Decode)?;
+    let Some(ModelType::MlProgram(program)) = model.r#type else { return Err(CompileError::NoProgram) };
+    let text = mil_text::print(&program, model.specification_version)?;
+    let version = i64::from(model.specification_version);
+    let description = model.description.unwrap_or_default().encode_to_vec();
+    let kind = ML_PROGRAM.to_le_bytes();
+    let mut data = kind.to_vec();
+    // A version, as major, minor and patch.
+    data.extend([version, 0, 0].map(i64::to_le_bytes).as_flattened());
+    data.extend((TARGET.len() as u64).to_le_bytes());
+    data.extend(TARGET.as_bytes());
+    data.extend([version, 0, 0, 0].map(i64::to_le_bytes).as_flattened());
+    data.extend((description.len() as u64).to_le_bytes());
+    data.extend(description);
+    for _ in &program.functions {
+        data.extend(kind.into_iter().chain([0; 12]));
+    }
+    Ok(Compiled { data, program: text })
 }
 
 #[cfg(test)]

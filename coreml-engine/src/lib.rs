@@ -25,6 +25,7 @@ mod feature;
 mod ir;
 mod kernels;
 mod linked;
+mod mil_text;
 mod model;
 pub mod nn;
 pub mod ops;

@@ -586,7 +586,7 @@ mod tests {
             } -> (next);
     } -> (y);
 }"#;
-        let program = crate::decode::mil_text::parse(text, "").unwrap();
+        let program = crate::mil_text::parse(text, "").unwrap();
         let main = program_function(&program.functions["main"]);
         assert_eq!(main.opset, "iOS18");
         assert_eq!(main.inputs[2].ty, "state of fp16[4]");

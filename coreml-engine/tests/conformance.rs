@@ -11,6 +11,7 @@ use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use coreml_engine::compiled::{self, CompileError, Compiled};
 use coreml_engine::{
     Array, ArrayRef, Elements, Input, Key, LoadOptions, Model, Output, PixelFormat, SharedBytes, estimators,
     nn, ops,
@@ -258,16 +259,23 @@ fn array_of(output: &Output) -> ArrayRef<'_> {
     }
 }
 
-/// Runs a case. Outputs whose kind `spoilt` holds for are spoilt before they are compared.
-fn check(case: &Case, spoilt: &dyn Fn(&Value) -> bool) -> Result<(), String> {
-    let spec = BASE64_STANDARD.decode(&case.spec).unwrap();
+impl Case {
+    fn specification(&self) -> Vec<u8> {
+        BASE64_STANDARD.decode(&self.spec).unwrap()
+    }
+}
+
+/// Runs a case with its model as it was recorded or in another form. Outputs whose kind `spoilt` holds for are spoilt before they are
+/// compared.
+fn check(case: &Case, specification: &[u8], spoilt: &dyn Fn(&Value) -> bool) -> Result<(), String> {
     let file = |(path, data): (&String, &String)| {
         (format!("@model_path/{path}"), SharedBytes::new(BASE64_STANDARD.decode(data).unwrap()))
     };
     let files = case.files.iter().map(file).collect();
     let mut options = LoadOptions::default();
     options.function = case.function.as_deref();
-    let model = Model::from_memory("case", &spec, &files, &options).map_err(|error| report(&error))?;
+    let model =
+        Model::from_memory("case", specification, &files, &options).map_err(|error| report(&error))?;
     let mut session = model.session(NonZeroUsize::MIN);
     let mut state = case.state.then(|| model.new_state());
     for call in &case.calls {
@@ -304,12 +312,37 @@ static CORPUS: LazyLock<Vec<Case>> = LazyLock::new(corpus);
 fn recorded_cases_of_coremltools_tests_give_the_verified_outputs() {
     let failures: Vec<String> = CORPUS
         .iter()
-        .filter_map(|case| check(case, &|_| false).err().map(|error| format!("{}: {error}", case.id)))
+        .filter_map(|case| {
+            check(case, &case.specification(), &|_| false).err().map(|error| format!("{}: {error}", case.id))
+        })
         .collect();
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     let tests: BTreeSet<&str> = CORPUS.iter().map(|case| case.id.split(['[', '#']).next().unwrap()).collect();
     println!("{} cases of {} tests", CORPUS.len(), tests.len());
     assert!(tests.len() >= 450, "only {} tests are recorded", tests.len());
+}
+
+/// Compiled programs are what is printed of them (`model.mil`), read again.
+#[test]
+fn compiled_programs_give_the_verified_outputs() {
+    let mut programs = 0;
+    let mut failures = Vec::new();
+    for case in CORPUS.iter() {
+        let Compiled { data, program } = match compiled::compile(&case.specification()) {
+            Ok(compiled) => compiled,
+            Err(CompileError::NoProgram) => continue,
+            Err(error) => {
+                failures.push(format!("{}: {}", case.id, report(&error)));
+                continue;
+            }
+        };
+        programs += 1;
+        let again = compiled::specification(&data, program.as_bytes()).map_err(|error| report(&error));
+        let result = again.and_then(|specification| check(case, &specification, &|_| false));
+        failures.extend(result.err().map(|error| format!("{}: {error}", case.id)));
+    }
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    assert!(programs >= 450, "{programs} programs in {} cases", CORPUS.len());
 }
 
 const RANDOM: &str = "what it makes is random: no answer is the right one";
@@ -384,7 +417,7 @@ impl Made {
     fn of(cases: &[Case]) -> Self {
         let mut made = Self::default();
         for case in cases {
-            made.add(&Proto::decode(&BASE64_STANDARD.decode(&case.spec).unwrap()[..]).unwrap());
+            made.add(&Proto::decode(&case.specification()[..]).unwrap());
         }
         made
     }
@@ -565,8 +598,9 @@ fn spoilt_outputs_are_noticed() {
             let entry = passed.entry(what).or_default();
             *entry = (entry.0 + usize::from(unnoticed), entry.1 + 1);
         };
-        let model = Proto::decode(&BASE64_STANDARD.decode(&case.spec).unwrap()[..]).unwrap();
-        let all = check(case, &|_| true).is_ok();
+        let specification = case.specification();
+        let model = Proto::decode(&specification[..]).unwrap();
+        let all = check(case, &specification, &|_| true).is_ok();
         count(variant(model.r#type.as_ref().unwrap()), all);
         let outputs = case.calls.iter().flat_map(|call| call.outputs.values());
         let types: BTreeSet<String> = outputs.map(Value::kind).collect();
@@ -574,7 +608,7 @@ fn spoilt_outputs_are_noticed() {
             let alone = types.len() == 1;
             count(
                 kind.clone(),
-                if alone { all } else { check(case, &|value| value.kind() == *kind).is_ok() },
+                if alone { all } else { check(case, &specification, &|value| value.kind() == *kind).is_ok() },
             );
         }
     }

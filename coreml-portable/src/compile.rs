@@ -1,11 +1,13 @@
-//! `model_compile`: the engine has nothing to compile, so what it makes is the model in a package of its own, which is called
-//! `.mlmodelc` and which it loads. (`docs/decisions/0004`.)
+//! `model_compile`. An ML program becomes a folder as Apple's compiler lays it out. The engine has nothing to compile of any other
+//! model; that becomes a package which is called `.mlmodelc`, and which it loads. (`docs/decisions/0004`.)
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use coreml_engine::compiled::{self, Compiled};
+use coreml_engine::package::root_model;
 use coreml_sys::CML_FRAMEWORK;
 
 use crate::error::Failure;
@@ -70,7 +72,7 @@ pub(crate) fn write(source: &Path, folder: Option<&Path>) -> Result<PathBuf, Fai
         None => {
             let home = Unfinished::new(&std::env::temp_dir()).map_err(wrong)?;
             let target = home.0.join(name);
-            copy(source, &target).map_err(wrong)?;
+            compile(source, &target).map_err(wrong)?;
             home.keep();
             Ok(target)
         }
@@ -82,7 +84,7 @@ pub(crate) fn write(source: &Path, folder: Option<&Path>) -> Result<PathBuf, Fai
             // In the same folder, so that moving copies nothing; what was there stays until the new one is whole.
             let workshop = Unfinished::new(folder).map_err(wrong)?;
             let (made, aside) = (workshop.0.join("made"), workshop.0.join("aside"));
-            copy(source, &made).map_err(wrong)?;
+            compile(source, &made).map_err(wrong)?;
             let replaced = target.symlink_metadata().is_ok();
             if replaced {
                 fs::rename(&target, &aside).map_err(wrong)?;
@@ -98,18 +100,36 @@ pub(crate) fn write(source: &Path, folder: Option<&Path>) -> Result<PathBuf, Fai
     }
 }
 
-/// A package as it is; a bare model in a package.
-fn copy(source: &Path, target: &Path) -> io::Result<()> {
-    if source.is_dir() {
-        return copy_folder(source, target, 0);
+/// The compiled form, or if there is none a package.
+fn compile(source: &Path, target: &Path) -> io::Result<()> {
+    let package = source.is_dir();
+    let file = if package {
+        let manifest = fs::read(source.join("Manifest.json"))?;
+        source.join("Data").join(root_model(&manifest).map_err(io::Error::other)?)
+    } else {
+        source.to_owned()
+    };
+    match compiled::compile(&fs::read(&file)?) {
+        Ok(Compiled { data, program }) => {
+            match file.parent() {
+                Some(folder) if package => copy_folder(folder, target, &|path| path != file, 0)?,
+                _ => fs::create_dir(target)?,
+            }
+            fs::write(target.join("coremldata.bin"), data)?;
+            fs::write(target.join("model.mil"), program)
+        }
+        Err(_) if package => copy_folder(source, target, &|_| true, 0),
+        Err(_) => {
+            let data = target.join("Data").join("com.apple.CoreML");
+            fs::create_dir_all(&data)?;
+            fs::copy(source, data.join("model.mlmodel"))?;
+            fs::write(target.join("Manifest.json"), MANIFEST)
+        }
     }
-    let data = target.join("Data").join("com.apple.CoreML");
-    fs::create_dir_all(&data)?;
-    fs::copy(source, data.join("model.mlmodel"))?;
-    fs::write(target.join("Manifest.json"), MANIFEST)
 }
 
-fn copy_folder(source: &Path, target: &Path, depth: usize) -> io::Result<()> {
+/// Copies what `wanted` says of a folder.
+fn copy_folder(source: &Path, target: &Path, wanted: &dyn Fn(&Path) -> bool, depth: usize) -> io::Result<()> {
     if depth > MAX_DEPTH {
         return Err(io::Error::other(format!("{} is too deep for a package", source.display())));
     }
@@ -119,9 +139,12 @@ fn copy_folder(source: &Path, target: &Path, depth: usize) -> io::Result<()> {
             let entry = entry?;
             (entry.path(), target.join(entry.file_name()))
         };
+        if !wanted(&from) {
+            continue;
+        }
         // Model caches keep files behind links.
         if fs::metadata(&from)?.is_dir() {
-            copy_folder(&from, &to, depth + 1)?;
+            copy_folder(&from, &to, wanted, depth + 1)?;
         } else {
             fs::copy(&from, &to)?;
         }

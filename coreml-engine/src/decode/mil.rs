@@ -323,7 +323,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn immediate_constant(
+pub(crate) fn immediate_constant(
     dtype: DType,
     shape: Vec<usize>,
     tensor: &mil::TensorValue,

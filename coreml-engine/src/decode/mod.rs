@@ -1,7 +1,6 @@
 //! From the protobuf specification to the typed program. Nothing above this module sees protobuf.
 
 pub(crate) mod mil;
-pub(crate) mod mil_text;
 
 use std::fmt;
 

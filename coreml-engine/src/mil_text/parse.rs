@@ -1,23 +1,4 @@
-//! The text of a compiled ML program (`model.mil`), to the message that the same program has in a package.
-//!
-//! Apple does not document the text. This grammar is that of the files that Apple's compiler wrote, of its versions 3500 to
-//! 3600 (`program(1.0)`, where a scalar is a `tensor<T, []>`, and `program(1.3)`, where it is a plain `T`):
-//!
-//! ```text
-//! program  = "program" "(" NUMBER ")" [attributes] "{" function* "}"
-//! function = "func" NAME "<" OPSET ">" block ";"            with [attributes] behind the block's inputs
-//! block    = "(" [TYPE NAME {"," TYPE NAME}] ")" [attributes] "{" op* "}" "->" "(" [NAME {"," NAME}] ")"
-//! op       = [TYPE NAME {"," TYPE NAME} "="] KIND "(" [KEY "=" argument {"," …}] ")" [attributes] block* ";"
-//! argument = binding | "(" binding {"," binding} ")"
-//! binding  = NAME | value
-//! value    = type "(" contents ")"
-//! contents = "BLOBFILE" "(" "path" "=" value "," "offset" "=" value ")" | literal | "[" contents {"," contents} "]"
-//! type     = DTYPE | "tensor" "<" DTYPE "," "[" [dims] "]" ">" | "list" "<" type "," dim ">" | "state" "<" type ">"
-//!          | "dict" "<" type "," type ">" | "tuple" "<" type {"," type} ">"
-//! ```
-//!
-//! Numbers are decimal, or floats in the hexadecimal form of C99. The attributes of programs, functions and blocks
-//! (`buildInfo`, `FlexibleShapeInformation`) say nothing that the description does not; they are skipped.
+//! The text to the message.
 
 use std::collections::HashMap;
 
@@ -28,8 +9,7 @@ use mil::value::{BlobFileValue, ImmediateValue, Value as Contents};
 use mil::value_type::Type as TypeKind;
 use mil::{DataType, Dimension, ValueType, dimension, tensor_value};
 
-/// Blocks, types and literals may hold others of their kind; deeper than this is an attack on the stack.
-const MAX_DEPTH: usize = 32;
+use super::{ELEMENTS, MAX_DEPTH};
 
 /// The text of a program does not parse.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -479,6 +459,8 @@ impl<'a> Parser<'a> {
                 _ => return Err(self.error("a constant of unknown shape")),
             }
         }
+        // One pair of brackets in the other for each dimension.
+        self.deeper(shape.len())?;
         let dtype = DataType::try_from(ty.data_type).unwrap_or(DataType::UnusedType);
         let mut elements = Elements::of(dtype);
         self.nested(&shape, &mut elements)?;
@@ -578,30 +560,9 @@ impl<'a> Parser<'a> {
     }
 
     fn dtype(&self, name: &str, at: usize) -> Parsed<DataType> {
-        let dtype = match name {
-            "bool" => DataType::Bool,
-            "string" => DataType::String,
-            "fp16" => DataType::Float16,
-            "fp32" => DataType::Float32,
-            "fp64" => DataType::Float64,
-            "bf16" => DataType::Bfloat16,
-            "int4" => DataType::Int4,
-            "int8" => DataType::Int8,
-            "int16" => DataType::Int16,
-            "int32" => DataType::Int32,
-            "int64" => DataType::Int64,
-            "uint1" => DataType::Uint1,
-            "uint2" => DataType::Uint2,
-            "uint3" => DataType::Uint3,
-            "uint4" => DataType::Uint4,
-            "uint6" => DataType::Uint6,
-            "uint8" => DataType::Uint8,
-            "uint16" => DataType::Uint16,
-            "uint32" => DataType::Uint32,
-            "uint64" => DataType::Uint64,
-            _ => return Err(self.lexer.error(at, format!("the type `{name}` is not known"))),
-        };
-        Ok(dtype)
+        let found = ELEMENTS.iter().find(|(known, _)| *known == name);
+        let unknown = || self.lexer.error(at, format!("the type `{name}` is not known"));
+        found.map(|&(_, dtype)| dtype).ok_or_else(unknown)
     }
 
     /// Reads over `[ … ]`, if it is there.
@@ -958,7 +919,9 @@ mod tests {
         assert!(refused(&format!("fp32 y = {deep}")).2.contains("nested deeper"));
         let deep = "fp32 y = cond(pred = p) () {".repeat(100_000);
         assert!(refused(&deep).2.contains("nested deeper"));
-        let deep = "[".repeat(1 << 20);
+        let (ones, deep) = ("1, ".repeat(1 << 20), "[".repeat(1 << 20));
+        let many = refused(&format!("fp32 y = const()[val = tensor<fp32, [{ones} 1]>({deep}"));
+        assert!(many.2.contains("nested deeper"), "{}", many.2);
         assert!(refused(&format!("fp32 y = const()[val = fp32({deep}")).2.contains("expected a number"));
     }
 }
