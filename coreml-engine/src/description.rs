@@ -121,6 +121,53 @@ pub enum FeatureKind {
     },
 }
 
+impl ModelDescription {
+    /// With the default shapes of the inputs, and no others.
+    pub(crate) fn fixed(&self) -> Self {
+        let mut fixed = self.clone();
+        fixed.inputs.iter_mut().for_each(|input| input.kind = input.kind.fixed(None));
+        fixed
+    }
+}
+
+impl FeatureKind {
+    /// The shapes that are allowed beside the default one.
+    fn flexible(&self) -> Option<&Flexible> {
+        match self {
+            Self::Tensor { tensor } => tensor.flexible.as_ref(),
+            Self::Image { image } => image.flexible.as_ref(),
+            Self::Int64 | Self::Double | Self::String | Self::Dictionary { .. } | Self::Sequence { .. } => {
+                None
+            }
+        }
+    }
+
+    /// Whether there is more than one shape.
+    pub(crate) fn is_flexible(&self) -> bool {
+        self.flexible().is_some()
+    }
+
+    /// With that shape (of an image its height and width), or the default one, and no other. A shape that is not allowed changes
+    /// nothing.
+    pub(crate) fn fixed(&self, shape: Option<&[usize]>) -> Self {
+        let mut fixed = self.clone();
+        match (&mut fixed, shape) {
+            (Self::Tensor { tensor }, None) => tensor.flexible = None,
+            (Self::Image { image }, None) => image.flexible = None,
+            (Self::Tensor { tensor }, Some(shape)) if tensor.admits(shape) => {
+                tensor.shape = shape.to_vec();
+                tensor.flexible = None;
+            }
+            (Self::Image { image }, Some(&[height, width])) if image.admits(height, width) => {
+                (image.height, image.width) = (height, width);
+                image.flexible = None;
+            }
+            _ => {}
+        }
+        fixed
+    }
+}
+
 /// Element type of a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]

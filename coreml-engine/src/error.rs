@@ -196,6 +196,9 @@ pub enum PredictError {
         /// Why.
         reason: String,
     },
+    /// A network that is planned for each shape of its inputs cannot be planned for these.
+    #[error("the network cannot be planned for inputs of these shapes")]
+    Plan(#[source] Box<LoadError>),
     /// An op failed.
     #[error("{model}: op `{op}` that makes `{output}` failed")]
     Op {

@@ -31,6 +31,7 @@ pub mod nn;
 pub mod ops;
 pub mod package;
 mod plan;
+mod shaped;
 pub mod structure;
 mod threads;
 mod types;

@@ -1,5 +1,6 @@
 //! Models and sessions: what a user of the engine holds.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use crate::feature::{Array, Input, Output};
 use crate::linked;
 use crate::package::{Package, ReadFile, read_file};
 use crate::plan::{Plan, Port};
+use crate::shaped::{self, Network, Shaped};
 use crate::threads::Threads;
 use crate::types::{TensorType, element_count};
 use crate::value::{Value, ValueView};
@@ -120,6 +122,8 @@ enum Body {
     Estimator(Estimator),
     /// Models that see the inputs and what those before them made. A linked model is a pipeline of one.
     Pipeline(Vec<Model>),
+    /// A network that has a plan for each shape that it was given.
+    Shaped(Box<Shaped>),
 }
 
 /// A plan, and where its ports stand in the description.
@@ -135,7 +139,7 @@ impl Inner {
     fn program(&self) -> Option<&Program> {
         match &self.body {
             Body::Program(program) => Some(program),
-            Body::Estimator(_) | Body::Pipeline(_) => None,
+            Body::Estimator(_) | Body::Pipeline(_) | Body::Shaped(_) => None,
         }
     }
 
@@ -143,7 +147,7 @@ impl Inner {
     fn parts(&self) -> &[Model] {
         match &self.body {
             Body::Pipeline(parts) => parts,
-            Body::Program(_) | Body::Estimator(_) => &[],
+            Body::Program(_) | Body::Estimator(_) | Body::Shaped(_) => &[],
         }
     }
 
@@ -220,6 +224,21 @@ impl Model {
         Self { inner: Arc::new(Inner { id, path: name.to_owned(), description, body }) }
     }
 
+    /// Of a program that is decoded.
+    pub(crate) fn of_program(
+        name: &str,
+        mut description: ModelDescription,
+        decoded: mil::Decoded,
+        limits: &Limits,
+    ) -> Result<Self, LoadError> {
+        description.class_labels = decoded.class_labels;
+        labelled(name, &description)?;
+        let plan = Plan::compile(decoded.function, decoded.inputs, decoded.outputs, limits)
+            .map_err(|e| e.of(name))?;
+        let program = Program::new(plan, &description).map_err(|e| e.of(name))?;
+        Ok(Self::new(name, description, Body::Program(program)))
+    }
+
     /// What the model takes and gives.
     #[must_use]
     pub fn description(&self) -> &ModelDescription {
@@ -241,6 +260,7 @@ impl Model {
             Body::Pipeline(parts) => parts.iter().map(Self::plan_size).fold((0, 0), |all, part| {
                 (usize::saturating_add(all.0, part.0), usize::saturating_add(all.1, part.1))
             }),
+            Body::Shaped(network) => network.last().map_or((0, 0), |plan| plan.plan_size()),
         }
     }
 
@@ -251,6 +271,7 @@ impl Model {
             Body::Program(program) => program.plan.constant_bytes(),
             Body::Estimator(_) => 0,
             Body::Pipeline(parts) => parts.iter().map(Self::constant_bytes).fold(0, usize::saturating_add),
+            Body::Shaped(network) => network.last().map_or(0, |plan| plan.constant_bytes()),
         }
     }
 
@@ -265,8 +286,13 @@ impl Model {
     pub fn session(&self, threads: NonZeroUsize) -> Session {
         let parallel = self.inner.program().is_some_and(|program| program.plan.is_parallel());
         let parts = self.inner.parts().iter().map(|part| part.session(threads)).collect();
-        let threads = if parallel { Threads::new(threads) } else { Threads::Caller };
-        Session { model: self.clone(), pool: BufferPool::new(), threads, parts }
+        Session {
+            model: self.clone(),
+            pool: BufferPool::new(),
+            threads: if parallel { Threads::new(threads) } else { Threads::Caller },
+            count: threads,
+            parts,
+        }
     }
 
     /// Memory for the model's states, all zero.
@@ -332,7 +358,7 @@ impl Source<'_> {
                 description.function = function.to_owned();
             }
             let decoded = mil::function(proto, self.open).map_err(|e| e.of(name))?;
-            return self.program(description, decoded);
+            return Model::of_program(name, description, decoded, &self.options.limits);
         }
         if function.is_some_and(|f| f != "main") {
             return Err(unsupported("a function of a model that is not an ML program".into()));
@@ -342,11 +368,7 @@ impl Source<'_> {
             ModelType::NeuralNetwork(_)
             | ModelType::NeuralNetworkClassifier(_)
             | ModelType::NeuralNetworkRegressor(_) => {
-                let custom = self.options.custom_layers;
-                let version = proto.specification_version;
-                let decoded =
-                    crate::nn::decode(kind, version, &description, custom).map_err(|e| e.of(name))?;
-                self.program(description, decoded)
+                self.network(kind, proto.specification_version, description)
             }
             ModelType::Pipeline(pipeline) => self.pipeline(description, Some(pipeline)),
             ModelType::PipelineClassifier(outer) => self.pipeline(description, outer.pipeline.as_ref()),
@@ -363,22 +385,8 @@ impl Source<'_> {
                 let estimator =
                     Estimator::new(kind, &mut description, &self.options.limits).map_err(|e| e.of(name))?;
                 description.class_labels = estimator.labels().cloned();
-                self.labelled(&description)?;
+                labelled(name, &description)?;
                 Ok(Model::new(name, description, Body::Estimator(estimator)))
-            }
-        }
-    }
-
-    /// Fails if what the description makes of a classifier's answer does not go with its labels.
-    fn labelled(&self, description: &ModelDescription) -> Result<(), LoadError> {
-        let Some(labels) = &description.class_labels else { return Ok(()) };
-        let names = [&description.predicted_feature, &description.predicted_probabilities];
-        let mut made = description.outputs.iter().filter(|feature| names.contains(&&feature.name));
-        match made.find(|feature| !convert::is_labelled(&feature.kind, labels)) {
-            None => Ok(()),
-            Some(feature) => {
-                let reason = format!("{} does not go with the classifier's labels", feature.kind.words());
-                Err(DecodeError::corrupt(format!("output `{}`", feature.name), reason).of(self.name))
             }
         }
     }
@@ -447,14 +455,40 @@ impl Source<'_> {
         Ok(Model::new(self.name, description, Body::Pipeline(parts)))
     }
 
-    fn program(&self, mut description: ModelDescription, decoded: mil::Decoded) -> Result<Model, LoadError> {
-        let name = self.name;
-        description.class_labels = decoded.class_labels;
-        self.labelled(&description)?;
-        let plan = Plan::compile(decoded.function, decoded.inputs, decoded.outputs, &self.options.limits)
-            .map_err(|e| e.of(name))?;
-        let program = Program::new(plan, &description).map_err(|e| e.of(name))?;
-        Ok(Model::new(name, description, Body::Program(program)))
+    /// A network: planned once if that can be done for all its shapes, else for each.
+    fn network(
+        &self,
+        kind: &ModelType,
+        specification_version: i32,
+        mut description: ModelDescription,
+    ) -> Result<Model, LoadError> {
+        let network = Network {
+            kind: Cow::Borrowed(kind),
+            specification_version,
+            custom: self.options.custom_layers.map_or_else(Cow::default, Cow::Borrowed),
+            limits: self.options.limits.clone(),
+        };
+        let wrong = match network.plan(self.name, description.clone()) {
+            Err(error) if description.inputs.iter().any(|input| input.kind.is_flexible()) => error,
+            result => return result,
+        };
+        let network = Shaped::new(network, self.name, &description).map_err(|_| wrong)?;
+        description.class_labels = network.last().and_then(|plan| plan.description().class_labels.clone());
+        Ok(Model::new(self.name, description, Body::Shaped(Box::new(network))))
+    }
+}
+
+/// Fails if what the description makes of a classifier's answer does not go with its labels.
+fn labelled(model: &str, description: &ModelDescription) -> Result<(), LoadError> {
+    let Some(labels) = &description.class_labels else { return Ok(()) };
+    let names = [&description.predicted_feature, &description.predicted_probabilities];
+    let mut made = description.outputs.iter().filter(|feature| names.contains(&&feature.name));
+    match made.find(|feature| !convert::is_labelled(&feature.kind, labels)) {
+        None => Ok(()),
+        Some(feature) => {
+            let reason = format!("{} does not go with the classifier's labels", feature.kind.words());
+            Err(DecodeError::corrupt(format!("output `{}`", feature.name), reason).of(model))
+        }
     }
 }
 
@@ -574,7 +608,9 @@ pub struct Session {
     model: Model,
     pool: BufferPool,
     threads: Threads,
-    /// Of a pipeline: a session of each of its models.
+    /// How many threads were asked for.
+    count: NonZeroUsize,
+    /// Of a pipeline: a session of each of its models. Of a network with several plans: of each plan that was used.
     parts: Vec<Session>,
 }
 
@@ -613,7 +649,35 @@ impl Session {
                 })
             }
             Body::Pipeline(_) => self.pass(&inner, &checked(&inner, inputs)?, wanted),
+            Body::Shaped(network) => {
+                let given = checked(&inner, inputs)?;
+                self.planned(&inner, network, &given)?.predict(&given, None, wanted)
+            }
         }
+    }
+
+    /// The session of a network for inputs of those shapes.
+    fn planned(
+        &mut self,
+        inner: &Inner,
+        network: &Shaped,
+        inputs: &[(&str, Input<'_>)],
+    ) -> Result<&mut Session, PredictError> {
+        let kinds = inner.description.inputs.iter().map(|feature| {
+            let given = inputs.iter().find(|(name, _)| *name == feature.name);
+            let shape = given.and_then(|(_, given)| given.shape());
+            feature.kind.fixed(shape.as_deref())
+        });
+        let plan = network
+            .plan(&inner.path, &inner.description, kinds.collect())
+            .map_err(|error| PredictError::Plan(error.into()))?;
+        let known = self.parts.iter().position(|part| part.model.inner.id == plan.inner.id);
+        let session = known.map_or_else(|| plan.session(self.count), |i| self.parts.remove(i));
+        let spare = (self.parts.len() + 1).saturating_sub(shaped::KEPT);
+        self.parts.drain(..spare);
+        let last = self.parts.len();
+        self.parts.push(session);
+        Ok(&mut self.parts[last])
     }
 
     /// Runs the models of a pipeline one after the other. What one makes hides an earlier feature of the same name.

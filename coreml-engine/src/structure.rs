@@ -9,6 +9,7 @@ use coreml_proto::proto::{NeuralNetworkLayer, neural_network_layer::Layer};
 use mil::argument::binding::Binding;
 use serde::Serialize;
 
+use crate::CustomLayers;
 use crate::decode::mil::value_type;
 use crate::description::{self, Labels, ModelDescription};
 use crate::error::LoadError;
@@ -184,9 +185,11 @@ impl Structure {
             }
             Some(kind) => {
                 if let Some(layers) = crate::nn::layers(kind) {
-                    // Costs of layers are those of the ops that they stand for.
-                    let lowered =
-                        crate::nn::decode(kind, proto.specification_version, &description, None).ok();
+                    // Costs of layers are those of the ops that they stand for, for the default shapes if need be.
+                    let lowered = [description.clone(), description.fixed()].iter().find_map(|description| {
+                        let version = proto.specification_version;
+                        crate::nn::decode(kind, version, description, &CustomLayers::default()).ok()
+                    });
                     description.class_labels = lowered.as_ref().and_then(|l| l.class_labels.clone());
                     let costs = lowered.map(|lowered| layer_costs(&lowered.function)).unwrap_or_default();
                     let mut block = network(layers, &costs);

@@ -14,6 +14,8 @@ use coreml_engine::{Array, Elements, ImageRef, Input, Key, Limits, LoadOptions, 
 use coreml_engine::{
     CustomError, CustomLayer, CustomLayers, CustomParameter, CustomSpec, CustomTensor, CustomWeights,
 };
+use coreml_proto::proto::{self as spec, neural_network_layer::Layer};
+use prost::Message;
 use serde_json::Value;
 
 fn folder() -> PathBuf {
@@ -273,11 +275,130 @@ fn wanted_outputs_of_a_classifier_come_alone() {
     assert_eq!(x.dtype(), ArrayDtype::Float32);
 }
 
+fn array_type(shape: &[i64], lengths: Option<u64>) -> spec::ArrayFeatureType {
+    use spec::array_feature_type::{ArrayDataType, ShapeFlexibility, ShapeRange};
+    let lengths = lengths.map(|lower_bound| spec::SizeRange { lower_bound, upper_bound: 20 });
+    spec::ArrayFeatureType {
+        shape: shape.to_vec(),
+        data_type: ArrayDataType::Float32.into(),
+        shape_flexibility: lengths
+            .map(|lengths| ShapeFlexibility::ShapeRange(ShapeRange { size_ranges: vec![lengths] })),
+        ..Default::default()
+    }
+}
+
+fn feature((name, array): (&str, spec::ArrayFeatureType)) -> spec::FeatureDescription {
+    let kind = spec::feature_type::Type::MultiArrayType(array);
+    spec::FeatureDescription {
+        name: name.into(),
+        r#type: Some(spec::FeatureType { r#type: Some(kind), ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+/// A network of layers: of each its inputs, its output and what it does. Outputs are of any shape.
+fn network<const N: usize>(
+    inputs: [(&str, spec::ArrayFeatureType); N],
+    layers: &[(&[&str], &str, Layer)],
+    outputs: &[&str],
+) -> Vec<u8> {
+    let layers = layers.iter().map(|(inputs, output, layer)| spec::NeuralNetworkLayer {
+        name: (*output).into(),
+        input: inputs.iter().map(|&input| input.into()).collect(),
+        output: vec![(*output).into()],
+        layer: Some(layer.clone()),
+        ..Default::default()
+    });
+    let network = spec::NeuralNetwork {
+        layers: layers.collect(),
+        array_input_shape_mapping: spec::NeuralNetworkMultiArrayShapeMapping::ExactArrayMapping.into(),
+        ..Default::default()
+    };
+    let description = spec::ModelDescription {
+        input: inputs.into_iter().map(feature).collect(),
+        output: outputs.iter().map(|&output| feature((output, array_type(&[], None)))).collect(),
+        ..Default::default()
+    };
+    let model = spec::Model {
+        specification_version: 4,
+        description: Some(description),
+        r#type: Some(spec::model::Type::NeuralNetwork(network)),
+        ..Default::default()
+    };
+    model.encode_to_vec()
+}
+
+/// What coremltools' converter makes of a list of numbers, some of which it takes for scalars.
+#[test]
+fn a_dimension_of_one_in_front_does_not_count_where_lists_are_joined() {
+    let expand = Layer::ExpandDims(spec::ExpandDimsLayerParams { axes: vec![0] });
+    let concat = |axis| Layer::ConcatNd(spec::ConcatNdLayerParams { axis, ..Default::default() });
+    let proto = |axis, length| {
+        let inputs = [("x", array_type(&[1], None)), ("y", array_type(&[length], None))];
+        let layers = [(&["y"][..], "expanded", expand.clone()), (&["x", "expanded", "x"], "z", concat(axis))];
+        network(inputs, &layers, &["z"])
+    };
+    let files = std::collections::HashMap::new();
+    let (x, y) = (Elements::Float32(vec![1.0]), Elements::Float32(vec![2.0, 3.0]));
+    for axis in [0, -1] {
+        let model = Model::from_memory("m", &proto(axis, 2), &files, &LoadOptions::default()).unwrap();
+        let inputs = [("x", array(&[1], &x)), ("y", array(&[2], &y))];
+        let outputs = model.session(NonZeroUsize::MIN).predict(&inputs, None, &[]).unwrap();
+        let elements = Elements::Float32(vec![1.0, 2.0, 3.0, 1.0]);
+        assert_eq!(outputs[0].1, Output::Array(Array { shape: vec![4], elements }));
+    }
+    let error = Model::from_memory("m", &proto(1, 2), &files, &LoadOptions::default()).unwrap_err();
+    assert!(report(&error).contains("axis 1 of a blob of rank 1"), "{}", report(&error));
+}
+
+/// A network that fills a tensor whose shape is an input: of what rank, is known when the input is.
+#[test]
+fn a_network_of_open_rank_is_planned_for_each_shape_of_its_inputs() {
+    let fill = Layer::FillDynamic(spec::FillDynamicLayerParams { value: 7.0 });
+    let copy = Layer::Copy(spec::CopyLayerParams {});
+    let inputs = [("shape", array_type(&[1], Some(1))), ("x", array_type(&[1], Some(1)))];
+    let layers = [(&["shape"][..], "filled", fill), (&["x"], "same", copy)];
+    let proto = network(inputs, &layers, &["filled", "same"]);
+    let files = std::collections::HashMap::new();
+    let model = Model::from_memory("m", &proto, &files, &LoadOptions::default()).unwrap();
+    let mut sessions = [(); 2].map(|()| model.session(NonZeroUsize::MIN));
+    let array_of = |shape: Vec<usize>, elements| Output::Array(Array { shape, elements });
+    // More shapes than there are plans kept, twice: they are made, found, dropped and made again.
+    for i in [0, 1, 0] {
+        let session = &mut sessions[i];
+        for shape in [vec![3.0], vec![3.0, 2.0], vec![2.0, 3.0, 1.0], vec![1.0, 2.0, 1.0, 1.0, 2.0]] {
+            for length in 1..=4 {
+                let x = Elements::Float32(vec![0.5; length]);
+                let given = Elements::Float32(shape.clone());
+                let sizes = [[shape.len()], [length]];
+                let inputs = [("shape", array(&sizes[0], &given)), ("x", array(&sizes[1], &x))];
+                let outputs = session.predict(&inputs, None, &[]).unwrap();
+                let shape: Vec<_> = shape.iter().map(|&size| size as usize).collect();
+                let sevens = Elements::Float32(vec![7.0; shape.iter().product()]);
+                assert_eq!(outputs[0], ("filled".into(), array_of(shape, sevens)));
+                assert_eq!(outputs[1], ("same".into(), array_of(vec![length], x)));
+            }
+        }
+        // Too many dimensions for any blob; more than the description allows; none; nothing.
+        let one = Elements::Float32(vec![1.0]);
+        let mut error = |count: usize| {
+            let shape = Elements::Float32(vec![1.0; count]);
+            let size = [count];
+            let inputs = [("shape", array(&size, &shape)), ("x", array(&[1], &one))];
+            report(&session.predict(&inputs, None, &[]).unwrap_err())
+        };
+        assert!(error(12).contains("cannot be planned for inputs of these shapes"), "{}", error(12));
+        assert!(error(21).contains("input `shape`: expected"), "{}", error(21));
+        assert!(error(0).contains("input `shape`: expected"), "{}", error(0));
+        let missing = report(&session.predict(&[("x", array(&[1], &one))], None, &[]).unwrap_err());
+        assert!(missing.contains("input `shape` is missing"), "{missing}");
+    }
+}
+
 /// A model that is one layer of the fixtures, changed, must be refused with words that say where and why.
 #[test]
 fn a_layer_that_cannot_be_is_refused_at_load() {
-    use coreml_proto::proto::{Model as Proto, model::Type, neural_network_layer::Layer};
-    use prost::Message;
+    use coreml_proto::proto::{Model as Proto, model::Type};
     let load = |name: &str, change: &dyn Fn(&mut Vec<coreml_proto::proto::NeuralNetworkLayer>)| {
         let bytes = std::fs::read(folder().join(format!("{name}.mlmodel"))).unwrap();
         let mut proto = Proto::decode(&bytes[..]).unwrap();
@@ -411,9 +532,8 @@ fn a_bound_of_a_slice_may_be_too_large_but_not_nan() {
 /// be refused long before they take the memory.
 #[test]
 fn loops_that_multiply_are_refused() {
+    use coreml_proto::proto::model::Type;
     use coreml_proto::proto::{LoopLayerParams, Model as Proto, NeuralNetwork, NeuralNetworkLayer};
-    use coreml_proto::proto::{model::Type, neural_network_layer::Layer};
-    use prost::Message;
     let bytes = std::fs::read(folder().join("loop_while.mlmodel")).unwrap();
     let mut proto = Proto::decode(&bytes[..]).unwrap();
     let Some(Type::NeuralNetwork(network)) = &mut proto.r#type else { panic!() };

@@ -58,16 +58,19 @@ impl Failure {
 
 impl From<LoadError> for Failure {
     fn from(error: LoadError) -> Self {
-        let status = match &error {
-            LoadError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => CML_NOT_FOUND,
-            LoadError::NoFunction { .. } => CML_NOT_FOUND,
-            LoadError::Io { .. } => CML_FRAMEWORK,
-            LoadError::Unsupported { .. } => CML_UNSUPPORTED,
-            LoadError::Op { source: coreml_engine::OpError::Unknown { .. }, .. } => CML_UNSUPPORTED,
-            LoadError::Op { source: coreml_engine::OpError::Unsupported(_), .. } => CML_UNSUPPORTED,
-            _ => CML_CORRUPT,
-        };
-        Self::chain(status, &error)
+        Self::chain(status_of(&error), &error)
+    }
+}
+
+fn status_of(error: &LoadError) -> CmlStatus {
+    match error {
+        LoadError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => CML_NOT_FOUND,
+        LoadError::NoFunction { .. } => CML_NOT_FOUND,
+        LoadError::Io { .. } => CML_FRAMEWORK,
+        LoadError::Unsupported { .. } => CML_UNSUPPORTED,
+        LoadError::Op { source: coreml_engine::OpError::Unknown { .. }, .. } => CML_UNSUPPORTED,
+        LoadError::Op { source: coreml_engine::OpError::Unsupported(_), .. } => CML_UNSUPPORTED,
+        _ => CML_CORRUPT,
     }
 }
 
@@ -77,6 +80,7 @@ impl From<PredictError> for Failure {
             PredictError::MissingInput { .. } | PredictError::UnknownFeature { .. } => CML_NOT_FOUND,
             PredictError::WrongInput { .. } => CML_TYPE_MISMATCH,
             PredictError::State { .. } => CML_INVALID_ARGUMENT,
+            PredictError::Plan(error) => status_of(error),
             _ => CML_FRAMEWORK,
         };
         Self::chain(status, &error)

@@ -66,7 +66,7 @@ pub(super) struct Lowering<'a, 'f> {
     /// Layers that may still be lowered. A loop's are lowered more than once.
     budget: usize,
     /// The classes of custom layers there are.
-    pub(super) custom: Option<&'f CustomLayers>,
+    pub(super) custom: &'f CustomLayers,
 }
 
 impl<'a, 'f> Lowering<'a, 'f> {
@@ -76,7 +76,7 @@ impl<'a, 'f> Lowering<'a, 'f> {
         blobs: HashMap<&'a str, Blob>,
         layers: Layers<'a>,
         outputs: impl Iterator<Item = &'a str>,
-        custom: Option<&'f CustomLayers>,
+        custom: &'f CustomLayers,
     ) -> Self {
         let mut reads = HashMap::new();
         outputs.for_each(|name| *reads.entry(name).or_default() += 1);

@@ -28,7 +28,7 @@ fn custom<'a>(cx: &mut Lowering<'a, '_>, layer: &'a spec::NeuralNetworkLayer) ->
     let inputs = inputs.collect::<Result<Vec<_>, _>>().map_err(error)?;
     let described = describe(&layer.name, parameters).map_err(error)?;
     let class = || described.class.clone();
-    let made = cx.custom.and_then(|layers| layers.make(&described));
+    let made = cx.custom.make(&described);
     let made = made
         .ok_or_else(|| error(OpError::Unregistered { class: class(), layer: layer.name.clone() }))?
         .map_err(|source| error(OpError::Custom { class: class(), source }))?;

@@ -404,7 +404,7 @@ pub(crate) fn decode(
     kind: &ModelType,
     specification_version: i32,
     description: &ModelDescription,
-    custom: Option<&CustomLayers>,
+    custom: &CustomLayers,
 ) -> Result<Decoded, DecodeError> {
     let network = Network::of(kind)?;
     // Version 4 (iOS 13) brought the exact mappings; before it, the fields do not exist.
