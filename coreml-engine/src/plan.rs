@@ -19,6 +19,7 @@ use crate::value::{Outputs, Value, ValueView};
 /// Ops whose effect is not in their outputs, or whose outputs are not decided by their inputs.
 const IMPURE: &[&str] = &[
     "#custom",
+    "#refusal",
     "random_bernoulli",
     "random_categorical",
     "random_normal",

@@ -351,6 +351,70 @@ fn a_dimension_of_one_in_front_does_not_count_where_lists_are_joined() {
     assert!(report(&error).contains("axis 1 of a blob of rank 1"), "{}", report(&error));
 }
 
+/// coremltools' converter of lists writes a branch for lists that must grow, in which blobs do not go together.
+#[test]
+fn a_branch_in_which_blobs_do_not_go_together_fails_when_it_is_taken() {
+    let layer = |input: &[&str], output: &str, layer| spec::NeuralNetworkLayer {
+        name: output.into(),
+        input: input.iter().map(|&input| input.into()).collect(),
+        output: vec![output.into()],
+        layer: Some(layer),
+        ..Default::default()
+    };
+    let copy = Layer::Copy(spec::CopyLayerParams {});
+    let wrong = [
+        layer(&["x", "matrix"], "joined", Layer::ConcatNd(spec::ConcatNdLayerParams::default())),
+        layer(&["joined"], "y", copy.clone()),
+    ];
+    let right = [layer(&["x"], "y", copy.clone())];
+    let arms = |yes: &[spec::NeuralNetworkLayer], no: &[spec::NeuralNetworkLayer]| {
+        let arm = |layers: &[_]| Some(spec::NeuralNetwork { layers: layers.to_vec(), ..Default::default() });
+        let branch = spec::BranchLayerParams { if_branch: arm(yes), else_branch: arm(no) };
+        let mut model = spec::Model::decode(
+            &network(
+                [
+                    ("x", array_type(&[2], None)),
+                    ("matrix", array_type(&[2, 2], None)),
+                    ("go", array_type(&[1], None)),
+                ],
+                &[(&["x"], "y", copy.clone())],
+                &["y"],
+            )[..],
+        )
+        .unwrap();
+        let Some(spec::model::Type::NeuralNetwork(network)) = &mut model.r#type else { panic!("a network") };
+        network.layers.push(spec::NeuralNetworkLayer {
+            output: vec![],
+            ..layer(&["go"], "choose", Layer::Branch(branch.into()))
+        });
+        let files = std::collections::HashMap::new();
+        Model::from_memory("m", &model.encode_to_vec(), &files, &LoadOptions::default())
+    };
+    let x = Elements::Float32(vec![1.0, 2.0]);
+    let matrix = Elements::Float32(vec![0.0; 4]);
+    for (yes, no, taken) in [(&wrong[..], &right[..], 1.0), (&right, &wrong, 0.0), (&wrong, &[], 1.0)] {
+        let model = arms(yes, no).unwrap();
+        let mut session = model.session(NonZeroUsize::MIN);
+        let mut predict = |go: f32| {
+            let go = Elements::Float32(vec![go]);
+            let inputs =
+                [("x", array(&[2], &x)), ("matrix", array(&[2, 2], &matrix)), ("go", array(&[1], &go))];
+            session.predict(&inputs, None, &[])
+        };
+        let outputs = predict(1.0 - taken).unwrap();
+        assert_eq!(outputs[0].1, Output::Array(Array { shape: vec![2], elements: x.clone() }));
+        let error = report(&predict(taken).unwrap_err());
+        let wanted =
+            "the branch has an op `concatND` that makes `joined` and cannot run: fp32[2] and fp32[2, 2]";
+        assert!(error.contains(wanted), "{error}");
+    }
+    let error = arms(&wrong, &wrong).unwrap_err();
+    assert!(report(&error).contains("cannot be concatenated"), "{}", report(&error));
+    // What the engine does not know is an error at load.
+    let unknown = [spec::NeuralNetworkLayer { layer: None, ..right[0].clone() }];
+    assert!(report(&arms(&unknown, &right).unwrap_err()).contains("a kind of layer that is not known"));
+}
+
 /// A network that fills a tensor whose shape is an input: of what rank, is known when the input is.
 #[test]
 fn a_network_of_open_rank_is_planned_for_each_shape_of_its_inputs() {

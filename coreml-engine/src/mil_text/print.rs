@@ -275,26 +275,32 @@ impl Printer {
             shape.ok_or_else(|| unprintable("a constant of unknown shape, or of so many dimensions"))?;
         let dtype = element(ty)?;
         let elements: Vec<String> = match &tensor.value {
-            // Wider than what the engine computes with.
+            Some(Elements::Floats(v)) => v.values.iter().map(|&x| hexadecimal(x.into())).collect(),
             Some(Elements::Doubles(v)) => v.values.iter().map(|&x| hexadecimal(x)).collect(),
+            Some(Elements::Ints(v)) if dtype == DataType::Bool => {
+                v.values.iter().map(|&x| (x != 0).to_string()).collect()
+            }
+            Some(Elements::Ints(v)) => v.values.iter().map(ToString::to_string).collect(),
             Some(Elements::LongInts(v)) => v.values.iter().map(ToString::to_string).collect(),
-            _ => {
+            Some(Elements::Bools(v)) => v.values.iter().map(ToString::to_string).collect(),
+            Some(Elements::Strings(v)) => v.values.iter().map(|text| quoted(text)).collect(),
+            // Packed as in a weight file.
+            Some(Elements::Bytes(_)) => {
                 let dtype = DType::from_proto(dtype.into())
-                    .ok_or_else(|| unprintable(format_args!("a constant of type {dtype:?}")))?;
+                    .ok_or_else(|| unprintable(format_args!("bytes of type {dtype:?}")))?;
                 let constant = immediate_constant(dtype, shape.clone(), tensor).map_err(unprintable)?;
-                let ints = || constant.to_i32().map_err(unprintable);
-                match dtype {
-                    DType::String => {
-                        constant.strings().unwrap_or_default().iter().map(|text| quoted(text)).collect()
-                    }
-                    DType::Bool => ints()?.into_iter().map(|x| (x != 0).to_string()).collect(),
-                    dtype if dtype.is_float() => {
-                        let floats = constant.to_f32().map_err(unprintable)?;
-                        floats.into_iter().map(|x| hexadecimal(x.into())).collect()
-                    }
-                    _ => ints()?.into_iter().map(|x| x.to_string()).collect(),
+                if dtype.is_float() {
+                    let floats = constant.to_f32().map_err(unprintable)?;
+                    floats.into_iter().map(|x| hexadecimal(x.into())).collect()
+                } else {
+                    let ints = constant.to_i32().map_err(unprintable)?;
+                    let boolean = dtype == DType::Bool;
+                    ints.into_iter()
+                        .map(|x| if boolean { (x != 0).to_string() } else { x.to_string() })
+                        .collect()
                 }
             }
+            None => Vec::new(),
         };
         if element_count(&shape) != Some(elements.len()) {
             return Err(unprintable(format_args!("{} elements of shape {shape:?}", elements.len())));

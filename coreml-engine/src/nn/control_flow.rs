@@ -6,6 +6,9 @@
 //! is read (by a branch that was not taken, by a loop that ran no iteration) is an empty blob, which fails the first layer that
 //! cannot take it; Core ML leaves open what happens.
 //!
+//! coremltools' converter writes branches that are never taken and in which blobs do not go together (where it lengthens a list).
+//! Such a branch fails when it is taken.
+//!
 //! After a branch that may leave the iteration, the rest of the body is a branch of its own, on the flag.
 //!
 //! Semantics: the comments of `BranchLayerParams` and `LoopLayerParams` in `NeuralNetwork.proto`.
@@ -22,6 +25,7 @@ use crate::custom::CustomLayers;
 use crate::decode::{DecodeError, MAX_DEPTH};
 use crate::error::OpError;
 use crate::ir::{Argument, Block, Constant, Function, Op, Type, ValueId};
+use crate::ops::refusal::REFUSAL;
 use crate::types::{DType, TensorType};
 
 pub(super) const LAYERS: &[LayerDef] = &[
@@ -131,7 +135,7 @@ impl<'a, 'f> Lowering<'a, 'f> {
                 Some(Layer::LoopBreak(_) | Layer::LoopContinue(_)) => Ok(()),
                 _ => {
                     let go_on = self.flag(Name::Skip, layer, false)?;
-                    self.choose(layer, go_on, [rest, &[]])
+                    self.choose(layer, go_on, [rest, &[]], false)
                 }
             };
         }
@@ -246,17 +250,58 @@ impl<'a, 'f> Lowering<'a, 'f> {
         result.map(|()| (ops, found))
     }
 
-    /// Runs the first layers if `pred`, else the second.
+    /// A block in the place of one whose blobs do not go together, and would be like those of `other`. What the engine does not know is
+    /// an error at load wherever it is.
+    fn refusal(
+        &mut self,
+        layer: &spec::NeuralNetworkLayer,
+        other: &[Option<Blob>],
+        wrong: DecodeError,
+    ) -> Result<(Vec<Op>, Vec<Option<Blob>>), DecodeError> {
+        let reason = match wrong {
+            DecodeError::Op { op, output, source: OpError::Invalid(reason) } => {
+                format!("the branch has an op `{op}` that makes `{output}` and cannot run: {reason}")
+            }
+            other => return Err(other),
+        };
+        let unknown = |blob: &Blob| vec![None; blob.rank()];
+        let blobs: Vec<_> = other
+            .iter()
+            .map(|blob| {
+                let dims = blob.as_ref().map(unknown)?;
+                Some(Blob::new(self.function.new_value(label(layer), floats(&dims)), dims))
+            })
+            .collect();
+        let reason = self.function.new_constant("reason", Constant::string(&reason));
+        let refusal = Op {
+            kind: REFUSAL.name.into(),
+            arguments: vec![("reason".into(), Argument::One(reason))],
+            outputs: blobs.iter().flatten().map(|blob| blob.id).collect(),
+            blocks: vec![],
+        };
+        Ok((vec![refusal], blobs))
+    }
+
+    /// Runs the first layers if `pred`, else the second. If only one of them can be, and the other is `optional`, the other fails when
+    /// it is taken.
     fn choose(
         &mut self,
         layer: &'a spec::NeuralNetworkLayer,
         pred: ValueId,
         arms: [Layers<'a>; 2],
+        optional: bool,
     ) -> Result<(), DecodeError> {
         let error = |source| error_of(layer, source);
         let names = written(&arms);
-        let (yes_ops, yes) = self.block(layer, &names, |cx| cx.layers(arms[0]))?;
-        let (no_ops, no) = self.block(layer, &names, |cx| cx.layers(arms[1]))?;
+        let made = arms.map(|arm| self.block(layer, &names, |cx| cx.layers(arm)));
+        let ((yes_ops, yes), (no_ops, no)) = match made {
+            [Ok(yes), Err(wrong)] if optional => {
+                let no = self.refusal(layer, &yes.1, wrong)?;
+                (yes, no)
+            }
+            [Err(wrong), Ok(no)] if optional => (self.refusal(layer, &no.1, wrong)?, no),
+            [yes, no] => (yes?, no?),
+        };
         let inside = reads_of(&arms);
         let (mut outputs, mut yes_ids, mut no_ids) = (Vec::new(), Vec::new(), Vec::new());
         for ((&name, yes), no) in names.iter().zip(yes).zip(no) {
@@ -355,7 +400,7 @@ fn branch<'a>(cx: &mut Lowering<'a, '_>, layer: &'a spec::NeuralNetworkLayer) ->
     let blob = cx.input(input).map_err(error)?.clone();
     let pred = cx.truth(layer, &blob);
     let layers = |network: &'a Option<spec::NeuralNetwork>| network.as_ref().map_or(&[][..], |n| &n.layers);
-    cx.choose(layer, pred, [layers(if_branch), layers(else_branch)])
+    cx.choose(layer, pred, [layers(if_branch), layers(else_branch)], true)
 }
 
 fn repeat<'a>(cx: &mut Lowering<'a, '_>, layer: &'a spec::NeuralNetworkLayer) -> Result<(), DecodeError> {
@@ -513,7 +558,7 @@ impl<'a> Lowering<'a, '_> {
             if this.breaks {
                 let stay = cx.flag(Name::Break, layer, false)?;
                 cx.in_loop = false;
-                cx.choose(layer, stay, [this.condition_layers, &[]])?;
+                cx.choose(layer, stay, [this.condition_layers, &[]], false)?;
                 stays = Some(stay);
             } else {
                 cx.in_loop = false;

@@ -30,6 +30,7 @@ pub(crate) mod quantization;
 pub(crate) mod random;
 pub(crate) mod recurrent;
 pub(crate) mod reduction;
+pub(crate) mod refusal;
 pub(crate) mod scatter_gather;
 pub(crate) mod slicing;
 pub(crate) mod states;
@@ -109,7 +110,11 @@ pub(crate) fn find(name: &str, opset: Opset) -> Option<&'static OpDef> {
     use std::collections::HashMap;
     use std::sync::LazyLock;
     static BY_NAME: LazyLock<HashMap<&'static str, &'static OpDef>> = LazyLock::new(|| {
-        let ops = FAMILIES.iter().flat_map(|f| f.ops).chain([&custom::CUSTOM, &integers::INTEGERS]);
+        let ops = FAMILIES.iter().flat_map(|f| f.ops).chain([
+            &custom::CUSTOM,
+            &integers::INTEGERS,
+            &refusal::REFUSAL,
+        ]);
         ops.map(|op| (op.name, op)).collect()
     });
     BY_NAME.get(name).copied().filter(|op| op.opsets.first().is_some_and(|&first| first <= opset))
