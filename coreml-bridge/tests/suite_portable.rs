@@ -52,7 +52,7 @@ fn first_digit(path: &Path) -> f32 {
 }
 
 #[test]
-fn a_compiled_model_is_a_copy_that_loads() {
+fn a_compiled_model_loads_and_takes_the_place_of_an_older_one() {
     let _turn = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = std::env::temp_dir().join(format!("coreml-compile-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -63,12 +63,33 @@ fn a_compiled_model_is_a_copy_that_loads() {
         for _ in 0..2 {
             let made = Bridge::portable().compile(&digits::path(file), Some(&folder)).unwrap();
             assert_eq!(made, folder.join(&name));
+            let program = made.join("model.mil").is_file() && made.join("coremldata.bin").is_file();
+            assert_eq!(program, file == "digits-f32.mlpackage");
+            assert_eq!(made.join("Manifest.json").is_file(), !program);
+            assert_eq!(made.join("weights/weight.bin").is_file(), program);
+            assert!(!made.join("model.mlmodel").exists());
             assert!((first_digit(&made) - expected).abs() < 1e-3, "{file}");
         }
         let made = Bridge::portable().compile(&digits::path(file), None).unwrap();
         assert_eq!(made.file_name(), Some(name.as_os_str()));
         assert!((first_digit(&made) - expected).abs() < 1e-3, "{file}");
         std::fs::remove_dir_all(made.parent().unwrap()).unwrap();
+    }
+    // A file that has a name of the compiled form stays what it is: the model is written as a package.
+    let package = folder.join("taken.mlpackage");
+    let data = package.join("Data/com.apple.CoreML");
+    std::fs::create_dir_all(data.join("weights")).unwrap();
+    for file in
+        ["Manifest.json", "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"]
+    {
+        std::fs::copy(digits::path("digits-f32.mlpackage").join(file), package.join(file)).unwrap();
+    }
+    std::fs::write(data.join("model.mil"), "mine").unwrap();
+    let made = Bridge::portable().compile(&package, Some(&folder)).unwrap();
+    assert_eq!(std::fs::read_to_string(made.join("Data/com.apple.CoreML/model.mil")).unwrap(), "mine");
+    assert!((first_digit(&made) - expected).abs() < 1e-3);
+    for path in [&package, &made] {
+        std::fs::remove_dir_all(path).unwrap();
     }
     let compiled = folder.join("digits.mlmodelc");
     let error = Bridge::portable().compile(&compiled, Some(&folder)).unwrap_err();

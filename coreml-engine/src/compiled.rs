@@ -223,16 +223,21 @@ fn names(bytes: &[u8]) -> Result<Vec<String>, CompiledError> {
 /// assert!(matches!(error, CompiledError::Truncated("header")));
 /// ```
 pub fn specification(data: &[u8], program: &[u8]) -> Result<Vec<u8>, CompiledError> {
+    specification_of(data, program).map(|model| model.encode_to_vec())
+}
+
+fn specification_of(data: &[u8], program: &[u8]) -> Result<Model, CompiledError> {
     let data = Data::parse(data)?;
     if data.kind != ML_PROGRAM {
         return Err(CompiledError::Corrupt(format!("{} has no text", kind_name(data.kind))));
     }
     let program: mil_spec::Program = mil_text::parse(program, "")?;
-    Ok(data.model(ModelType::MlProgram(program)).encode_to_vec())
+    Ok(data.model(ModelType::MlProgram(program)))
 }
 
 /// A compiled ML program, but for the files of its weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Compiled {
     /// `coremldata.bin`.
     pub data: Vec<u8>,
@@ -253,6 +258,9 @@ pub enum CompileError {
     /// The program cannot be written as text.
     #[error(transparent)]
     Program(#[from] Unprintable),
+    /// What was written cannot be read, as of a program in which nobody looked at something that is wrong.
+    #[error("the compiled form cannot be read")]
+    Unreadable(#[from] CompiledError),
 }
 
 /// Compiles a specification (a serialised `Model` message) of an ML program. What [`specification`] makes of it is the same
@@ -283,6 +291,7 @@ pub fn compile(specification: &[u8]) -> Result<Compiled, CompileError> {
     for _ in &program.functions {
         data.extend(kind.into_iter().chain([0; 12]));
     }
+    specification_of(&data, text.as_bytes())?;
     Ok(Compiled { data, program: text })
 }
 
@@ -343,6 +352,7 @@ mod tests {
         let error = open(Path::new("net.mlmodelc"), &files).unwrap_err().to_string();
         assert!(error.contains("the compiled form of a neural network (model.espresso.net)"), "{error}");
     }
+
     #[test]
     fn the_models_of_a_pipeline_lie_in_folders_of_their_own() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mlmodelc");

@@ -91,6 +91,20 @@ pub(crate) fn rank5(given: &[usize], tensor: &TensorSpec, ty: &TensorType) -> Op
     (ty.admits(&shape) && tensor.admits(&described)).then(|| shape.to_vec())
 }
 
+/// The shape of an input as its description has it: of an image its height and width, of an array without what only a network of
+/// the older mapping sees ([`rank5`]).
+pub(crate) fn described(given: &Input<'_>, kind: &FeatureKind) -> Option<Vec<usize>> {
+    match (given, kind) {
+        (Input::Image(image), FeatureKind::Image { .. }) => Some(vec![image.height, image.width]),
+        (Input::Array(array), FeatureKind::Tensor { tensor }) => match (tensor.shape.len(), array.shape) {
+            (1, &[_, _, c, _, _] | &[_, _, c]) => Some(vec![c]),
+            (3, &[_, _, c, h, w]) => Some(vec![c, h, w]),
+            (_, shape) => Some(shape.to_vec()),
+        },
+        _ => None,
+    }
+}
+
 /// The same elements under the shape that the program takes.
 fn reshape_entry<'a>(
     value: Value,

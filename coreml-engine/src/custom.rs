@@ -47,11 +47,12 @@ pub type CustomError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A layer that the user of the engine supplies.
 ///
-/// One is made per layer of a model, and all sessions of the model share it. It must not panic: a panic goes through the
+/// One is made per layer of a model, and all sessions of the model share it; of a network that is planned for each shape of its
+/// inputs, one per layer and shape, also while it predicts. It must not panic: a panic goes through the
 /// engine to the caller of the prediction.
 pub trait CustomLayer: Send + Sync {
-    /// The shapes of the outputs for inputs of these shapes, `None` for a dimension that is not known. Asked once at load
-    /// with what is known then, and before each evaluation with all of it, when all of the answer must be known.
+    /// The shapes of the outputs for inputs of these shapes, `None` for a dimension that is not known. Asked when the
+    /// model is planned with what is known then, and before each evaluation with all of it, when all of the answer must be known.
     ///
     /// # Errors
     /// If the layer does not take such inputs.

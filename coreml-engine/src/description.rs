@@ -147,22 +147,30 @@ impl FeatureKind {
         self.flexible().is_some()
     }
 
-    /// With that shape (of an image its height and width), or the default one, and no other. A shape that is not allowed changes
-    /// nothing.
+    /// Whether that shape (of an image its height and width) may be given.
+    pub(crate) fn admits(&self, shape: &[usize]) -> bool {
+        match (self, shape) {
+            (Self::Tensor { tensor }, shape) => tensor.admits(shape),
+            (Self::Image { image }, &[height, width]) => image.admits(height, width),
+            _ => false,
+        }
+    }
+
+    /// With that shape, or the default one, and no other.
     pub(crate) fn fixed(&self, shape: Option<&[usize]>) -> Self {
         let mut fixed = self.clone();
-        match (&mut fixed, shape) {
-            (Self::Tensor { tensor }, None) => tensor.flexible = None,
-            (Self::Image { image }, None) => image.flexible = None,
-            (Self::Tensor { tensor }, Some(shape)) if tensor.admits(shape) => {
-                tensor.shape = shape.to_vec();
+        match &mut fixed {
+            Self::Tensor { tensor } => {
                 tensor.flexible = None;
+                tensor.shape = shape.map_or_else(|| tensor.shape.clone(), <[usize]>::to_vec);
             }
-            (Self::Image { image }, Some(&[height, width])) if image.admits(height, width) => {
-                (image.height, image.width) = (height, width);
+            Self::Image { image } => {
                 image.flexible = None;
+                if let Some(&[height, width]) = shape {
+                    (image.height, image.width) = (height, width);
+                }
             }
-            _ => {}
+            Self::Int64 | Self::Double | Self::String | Self::Dictionary { .. } | Self::Sequence { .. } => {}
         }
         fixed
     }

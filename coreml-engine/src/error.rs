@@ -126,6 +126,9 @@ pub enum OpError {
     /// Inputs or outputs do not go together.
     #[error("{0}")]
     Invalid(String),
+    /// The shapes of a layer's inputs do not go together.
+    #[error("{0}")]
+    Shapes(String),
     /// Understood, but not implemented: a gap of ours.
     #[error("not supported: {0}")]
     Unsupported(String),
@@ -197,8 +200,15 @@ pub enum PredictError {
         reason: String,
     },
     /// A network that is planned for each shape of its inputs cannot be planned for these.
-    #[error("the network cannot be planned for inputs of these shapes")]
-    Plan(#[source] Box<LoadError>),
+    #[error("{model} cannot be planned for inputs of the shapes {shapes:?}")]
+    Plan {
+        /// The model's path.
+        model: String,
+        /// Of each flexible input that is given, in the order of the description.
+        shapes: Vec<Vec<usize>>,
+        /// Why.
+        source: Box<LoadError>,
+    },
     /// An op failed.
     #[error("{model}: op `{op}` that makes `{output}` failed")]
     Op {

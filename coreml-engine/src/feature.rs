@@ -76,17 +76,6 @@ pub enum Input<'a> {
 }
 
 impl Input<'_> {
-    /// Of an array its shape, of an image its height and width.
-    pub(crate) fn shape(&self) -> Option<Vec<usize>> {
-        match self {
-            Self::Array(array) => Some(array.shape.to_vec()),
-            Self::Image(image) => Some(vec![image.height, image.width]),
-            Self::Int64(_) | Self::Double(_) | Self::String(_) | Self::Dictionary(_) | Self::Sequence(_) => {
-                None
-            }
-        }
-    }
-
     pub(crate) fn words(&self) -> String {
         match self {
             Self::Array(a) => format!("tensor {:?} {:?}", a.dtype, a.shape).to_lowercase(),

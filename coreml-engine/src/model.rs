@@ -25,7 +25,7 @@ use crate::feature::{Array, Input, Output};
 use crate::linked;
 use crate::package::{Package, ReadFile, read_file};
 use crate::plan::{Plan, Port};
-use crate::shaped::{self, Network, Shaped};
+use crate::shaped::{Network, Shaped};
 use crate::threads::Threads;
 use crate::types::{TensorType, element_count};
 use crate::value::{Value, ValueView};
@@ -260,7 +260,7 @@ impl Model {
             Body::Pipeline(parts) => parts.iter().map(Self::plan_size).fold((0, 0), |all, part| {
                 (usize::saturating_add(all.0, part.0), usize::saturating_add(all.1, part.1))
             }),
-            Body::Shaped(network) => network.last().map_or((0, 0), |plan| plan.plan_size()),
+            Body::Shaped(network) => network.size,
         }
     }
 
@@ -271,7 +271,7 @@ impl Model {
             Body::Program(program) => program.plan.constant_bytes(),
             Body::Estimator(_) => 0,
             Body::Pipeline(parts) => parts.iter().map(Self::constant_bytes).fold(0, usize::saturating_add),
-            Body::Shaped(network) => network.last().map_or(0, |plan| plan.constant_bytes()),
+            Body::Shaped(network) => network.constant_bytes(),
         }
     }
 
@@ -284,15 +284,15 @@ impl Model {
     /// An instance that predicts with up to `threads` threads.
     #[must_use]
     pub fn session(&self, threads: NonZeroUsize) -> Session {
-        let parallel = self.inner.program().is_some_and(|program| program.plan.is_parallel());
+        let parallel = match &self.inner.body {
+            Body::Program(program) => program.plan.is_parallel(),
+            // Its plans may be.
+            Body::Shaped(_) => true,
+            Body::Estimator(_) | Body::Pipeline(_) => false,
+        };
         let parts = self.inner.parts().iter().map(|part| part.session(threads)).collect();
-        Session {
-            model: self.clone(),
-            pool: BufferPool::new(),
-            threads: if parallel { Threads::new(threads) } else { Threads::Caller },
-            count: threads,
-            parts,
-        }
+        let threads = if parallel { Threads::new(threads) } else { Threads::Caller };
+        Session { model: self.clone(), pool: BufferPool::new(), threads, parts }
     }
 
     /// Memory for the model's states, all zero.
@@ -468,13 +468,15 @@ impl Source<'_> {
             custom: self.options.custom_layers.map_or_else(Cow::default, Cow::Borrowed),
             limits: self.options.limits.clone(),
         };
-        let wrong = match network.plan(self.name, description.clone()) {
-            Err(error) if description.inputs.iter().any(|input| input.kind.is_flexible()) => error,
-            result => return result,
-        };
-        let network = Shaped::new(network, self.name, &description).map_err(|_| wrong)?;
-        description.class_labels = network.last().and_then(|plan| plan.description().class_labels.clone());
-        Ok(Model::new(self.name, description, Body::Shaped(Box::new(network))))
+        match network.plan(self.name, description.clone()) {
+            // The default shapes tell more of what is wrong than shapes that are left open.
+            Err(_) if description.inputs.iter().any(|input| input.kind.is_flexible()) => {
+                let network = Shaped::new(network, self.name, &description)?;
+                description.class_labels.clone_from(&network.class_labels);
+                Ok(Model::new(self.name, description, Body::Shaped(Box::new(network))))
+            }
+            result => result,
+        }
     }
 }
 
@@ -608,9 +610,7 @@ pub struct Session {
     model: Model,
     pool: BufferPool,
     threads: Threads,
-    /// How many threads were asked for.
-    count: NonZeroUsize,
-    /// Of a pipeline: a session of each of its models. Of a network with several plans: of each plan that was used.
+    /// Of a pipeline: a session of each of its models.
     parts: Vec<Session>,
 }
 
@@ -635,10 +635,20 @@ impl Session {
         let states = states_of(&inner, state)?;
         known(&inner, "input", &inner.description.inputs, inputs.iter().map(|(name, _)| *name))?;
         known(&inner, "output", &inner.description.outputs, wanted.iter().copied())?;
+        self.answer(&inner, inputs, states, wanted)
+    }
+
+    fn answer(
+        &mut self,
+        inner: &Inner,
+        inputs: &[(&str, Input<'_>)],
+        states: &mut [Value],
+        wanted: &[&str],
+    ) -> Result<Vec<(String, Output)>, PredictError> {
         match &inner.body {
-            Body::Program(program) => self.run(&inner, program, inputs, states, wanted),
+            Body::Program(program) => self.run(inner, program, inputs, states, wanted),
             Body::Estimator(estimator) => {
-                let given = checked(&inner, inputs)?;
+                let given = checked(inner, inputs)?;
                 let features = Features::new(&inner.description, &given);
                 let result = estimator.predict(&features, &inner.description, wanted);
                 result.map_err(|source| PredictError::Op {
@@ -648,36 +658,12 @@ impl Session {
                     source,
                 })
             }
-            Body::Pipeline(_) => self.pass(&inner, &checked(&inner, inputs)?, wanted),
+            Body::Pipeline(_) => self.pass(inner, &checked(inner, inputs)?, wanted),
             Body::Shaped(network) => {
-                let given = checked(&inner, inputs)?;
-                self.planned(&inner, network, &given)?.predict(&given, None, wanted)
+                let plan = planned(inner, network, inputs)?;
+                self.answer(&plan.inner, inputs, states, wanted)
             }
         }
-    }
-
-    /// The session of a network for inputs of those shapes.
-    fn planned(
-        &mut self,
-        inner: &Inner,
-        network: &Shaped,
-        inputs: &[(&str, Input<'_>)],
-    ) -> Result<&mut Session, PredictError> {
-        let kinds = inner.description.inputs.iter().map(|feature| {
-            let given = inputs.iter().find(|(name, _)| *name == feature.name);
-            let shape = given.and_then(|(_, given)| given.shape());
-            feature.kind.fixed(shape.as_deref())
-        });
-        let plan = network
-            .plan(&inner.path, &inner.description, kinds.collect())
-            .map_err(|error| PredictError::Plan(error.into()))?;
-        let known = self.parts.iter().position(|part| part.model.inner.id == plan.inner.id);
-        let session = known.map_or_else(|| plan.session(self.count), |i| self.parts.remove(i));
-        let spare = (self.parts.len() + 1).saturating_sub(shaped::KEPT);
-        self.parts.drain(..spare);
-        let last = self.parts.len();
-        self.parts.push(session);
-        Ok(&mut self.parts[last])
     }
 
     /// Runs the models of a pipeline one after the other. What one makes hides an earlier feature of the same name.
@@ -772,6 +758,26 @@ impl Session {
             })
         })
     }
+}
+
+/// The plan of a network for the shapes of its inputs.
+fn planned(inner: &Inner, network: &Shaped, inputs: &[(&str, Input<'_>)]) -> Result<Model, PredictError> {
+    let flexible = inner.description.inputs.iter().map(|feature| {
+        let given =
+            inputs.iter().find(|(name, _)| *name == feature.name).filter(|_| feature.kind.is_flexible());
+        let shape = given.and_then(|(_, given)| convert::described(given, &feature.kind));
+        match (shape, given) {
+            (Some(shape), _) if feature.kind.admits(&shape) => Ok(Some(shape)),
+            (_, None) => Ok(None),
+            (_, Some((_, given))) => Err(wrong_input(&inner.path, feature, given.words())),
+        }
+    });
+    let shapes = flexible.collect::<Result<Vec<_>, _>>()?;
+    network.plan(&inner.path, &inner.description, shapes.clone()).map_err(|source| PredictError::Plan {
+        model: inner.path.clone(),
+        shapes: shapes.into_iter().flatten().collect(),
+        source: source.into(),
+    })
 }
 
 /// The inputs of an estimator or a pipeline, of the announced kinds; those with a default that are left out have it.

@@ -1,22 +1,22 @@
 //! Networks that are planned for one shape at a time.
 //!
 //! A layer becomes ops by the ranks and sizes of its blobs. Flexible inputs may leave open what it needs: the rank of a blob whose
-//! shape is an input, the size of a crop. Such a network is planned when it is first given inputs of some shapes, and the plans
-//! used last are kept.
+//! shape is an input, the size of a crop. Such a network is planned when it is first given inputs of some shapes. The plans used last
+//! are kept, each with weights of its own, and so are the network and its weights as the file has them.
 
 use std::borrow::Cow;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coreml_proto::proto::model::Type as ModelType;
 
 use crate::CustomLayers;
-use crate::description::{FeatureKind, ModelDescription};
+use crate::description::{Labels, ModelDescription};
 use crate::error::LoadError;
 use crate::model::{Limits, Model};
 use crate::nn;
 
-/// How many plans a network keeps, and each of its sessions.
-pub(crate) const KEPT: usize = 8;
+/// How many plans are kept.
+const KEPT: usize = 4;
 
 /// A network as the file has it, and what it may use.
 pub(crate) struct Network<'a> {
@@ -35,11 +35,24 @@ impl Network<'_> {
     }
 }
 
+/// The shape of each input, in the order of the description, if it may have several; the default one if none is given.
+pub(crate) type Shapes = Vec<Option<Vec<usize>>>;
+
+/// The plan for certain shapes. Whoever needs it waits for whoever makes it.
+type Slot = Arc<Mutex<Option<Model>>>;
+
 /// A network, and its plans for inputs of certain shapes.
 pub(crate) struct Shaped {
     network: Network<'static>,
-    /// By the kinds of the inputs; the one used last is at the end.
-    plans: Mutex<Vec<(Vec<FeatureKind>, Model)>>,
+    /// The one used last is at the end.
+    plans: Mutex<Vec<(Shapes, Slot)>>,
+    /// Steps and multiply-adds for the default shapes.
+    pub(crate) size: (usize, usize),
+    pub(crate) class_labels: Option<Labels>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shaped {
@@ -52,47 +65,51 @@ impl Shaped {
         let Network { kind, specification_version, custom, limits } = network;
         let (kind, custom) = (Cow::Owned(kind.into_owned()), Cow::Owned(custom.into_owned()));
         let network = Network { kind, specification_version, custom, limits };
-        let shaped = Self { network, plans: Mutex::default() };
-        let inputs = description.fixed().inputs.into_iter().map(|input| input.kind).collect();
-        shaped.plan(name, description, inputs)?;
+        let mut shaped = Self { network, plans: Mutex::default(), size: (0, 0), class_labels: None };
+        let plan = shaped.plan(name, description, vec![None; description.inputs.len()])?;
+        shaped.size = plan.plan_size();
+        shaped.class_labels.clone_from(&plan.description().class_labels);
         Ok(shaped)
     }
 
-    /// The network for inputs of those kinds, in the order of the description.
+    /// The network for inputs of those shapes.
     pub(crate) fn plan(
         &self,
         name: &str,
         description: &ModelDescription,
-        inputs: Vec<FeatureKind>,
+        shapes: Shapes,
     ) -> Result<Model, LoadError> {
-        let plans = || self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = {
-            let mut plans = plans();
-            let place = plans.iter().position(|(known, _)| *known == inputs);
-            place.map(|i| plans.remove(i).1)
+        let slot = {
+            let mut plans = locked(&self.plans);
+            let known = plans.iter().position(|(known, _)| *known == shapes);
+            let entry = known.map_or_else(|| (shapes.clone(), Slot::default()), |i| plans.remove(i));
+            let slot = Arc::clone(&entry.1);
+            plans.push(entry);
+            let spare = plans.len().saturating_sub(KEPT);
+            plans.drain(..spare);
+            slot
         };
-        // Not under the lock: other sessions predict meanwhile.
-        let model = match known {
-            Some(model) => model,
-            None => {
-                let mut description = description.clone();
-                for (feature, kind) in description.inputs.iter_mut().zip(&inputs) {
-                    feature.kind.clone_from(kind);
-                }
-                self.network.plan(name, description)?
-            }
-        };
-        let mut plans = plans();
-        plans.retain(|(known, _)| *known != inputs);
-        plans.push((inputs, model.clone()));
-        let spare = plans.len().saturating_sub(KEPT);
-        plans.drain(..spare);
-        Ok(model)
+        let mut plan = locked(&slot);
+        if let Some(plan) = &*plan {
+            return Ok(plan.clone());
+        }
+        let mut description = description.clone();
+        for (feature, shape) in description.inputs.iter_mut().zip(&shapes) {
+            feature.kind = feature.kind.fixed(shape.as_deref());
+        }
+        let made = self.network.plan(name, description);
+        match &made {
+            Ok(made) => *plan = Some(made.clone()),
+            // What cannot be planned keeps nothing else out.
+            Err(_) => locked(&self.plans).retain(|(_, other)| !Arc::ptr_eq(other, &slot)),
+        }
+        made
     }
 
-    /// The plan that was used last; what is said of the network is said of it.
-    pub(crate) fn last(&self) -> Option<Model> {
-        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        plans.last().map(|(_, model)| model.clone())
+    /// Bytes of the constants of all plans that are kept.
+    pub(crate) fn constant_bytes(&self) -> usize {
+        let slots: Vec<Slot> = locked(&self.plans).iter().map(|(_, slot)| Arc::clone(slot)).collect();
+        let bytes = |slot: &Slot| slot.try_lock().ok()?.as_ref().map(Model::constant_bytes);
+        slots.iter().filter_map(bytes).fold(0, usize::saturating_add)
     }
 }

@@ -186,10 +186,11 @@ impl Structure {
             Some(kind) => {
                 if let Some(layers) = crate::nn::layers(kind) {
                     // Costs of layers are those of the ops that they stand for, for the default shapes if need be.
-                    let lowered = [description.clone(), description.fixed()].iter().find_map(|description| {
+                    let lower = |description: &_| {
                         let version = proto.specification_version;
                         crate::nn::decode(kind, version, description, &CustomLayers::default()).ok()
-                    });
+                    };
+                    let lowered = lower(&description).or_else(|| lower(&description.fixed()));
                     description.class_labels = lowered.as_ref().and_then(|l| l.class_labels.clone());
                     let costs = lowered.map(|lowered| layer_costs(&lowered.function)).unwrap_or_default();
                     let mut block = network(layers, &costs);

@@ -328,7 +328,7 @@ fn compiled_programs_give_the_verified_outputs() {
     let mut programs = 0;
     let mut failures = Vec::new();
     for case in CORPUS.iter() {
-        let Compiled { data, program } = match compiled::compile(&case.specification()) {
+        let Compiled { data, program, .. } = match compiled::compile(&case.specification()) {
             Ok(compiled) => compiled,
             Err(CompileError::NoProgram) => continue,
             Err(error) => {

@@ -15,6 +15,9 @@ use crate::error::Failure;
 /// A package is three folders deep; more is a mistake, or a link to itself.
 const MAX_DEPTH: usize = 16;
 
+/// What the compiled form of a program has beside its weights, or must not have.
+const NAMES: [&str; 3] = ["coremldata.bin", "model.mil", "Manifest.json"];
+
 /// What a package of one bare `.mlmodel` says.
 const MANIFEST: &str = r#"{
     "fileFormatVersion": "1.0.0",
@@ -66,6 +69,9 @@ pub(crate) fn write(source: &Path, folder: Option<&Path>) -> Result<PathBuf, Fai
     let wrong =
         |error: io::Error| Failure::new(CML_FRAMEWORK, format!("writing the compiled model: {error}"));
     let name = source.file_stem().ok_or_else(|| Failure::invalid("the path has no name"))?;
+    if source.is_dir() && !source.join("Manifest.json").is_file() {
+        return Err(Failure::invalid(format!("{} is compiled already", source.display())));
+    }
     let mut name = name.to_owned();
     name.push(".mlmodelc");
     match folder {
@@ -109,23 +115,31 @@ fn compile(source: &Path, target: &Path) -> io::Result<()> {
     } else {
         source.to_owned()
     };
-    match compiled::compile(&fs::read(&file)?) {
-        Ok(Compiled { data, program }) => {
-            match file.parent() {
-                Some(folder) if package => copy_folder(folder, target, &|path| path != file, 0)?,
-                _ => fs::create_dir(target)?,
-            }
-            fs::write(target.join("coremldata.bin"), data)?;
-            fs::write(target.join("model.mil"), program)
+    let compiled =
+        compiled::compile(&fs::read(&file)?).ok().filter(|compiled| !package || fits(&file, compiled));
+    if let Some(Compiled { data, program, .. }) = compiled {
+        match file.parent() {
+            Some(folder) if package => copy_folder(folder, target, &|path| path != file, 0)?,
+            _ => fs::create_dir(target)?,
         }
-        Err(_) if package => copy_folder(source, target, &|_| true, 0),
-        Err(_) => {
-            let data = target.join("Data").join("com.apple.CoreML");
-            fs::create_dir_all(&data)?;
-            fs::copy(source, data.join("model.mlmodel"))?;
-            fs::write(target.join("Manifest.json"), MANIFEST)
-        }
+        fs::write(target.join("coremldata.bin"), data)?;
+        return fs::write(target.join("model.mil"), program);
     }
+    if package {
+        return copy_folder(source, target, &|_| true, 0);
+    }
+    let data = target.join("Data").join("com.apple.CoreML");
+    fs::create_dir_all(&data)?;
+    fs::copy(source, data.join("model.mlmodel"))?;
+    fs::write(target.join("Manifest.json"), MANIFEST)
+}
+
+/// Whether nothing beside the specification in its package has a name of the compiled form, and the program does not read the
+/// specification itself.
+fn fits(specification: &Path, compiled: &Compiled) -> bool {
+    let free = |name: &&str| !specification.with_file_name(name).exists();
+    let name = specification.file_name().unwrap_or_default().to_string_lossy();
+    NAMES.iter().all(free) && !compiled.program.contains(&format!("@model_path/{name}"))
 }
 
 /// Copies what `wanted` says of a folder.

@@ -80,7 +80,7 @@ impl From<PredictError> for Failure {
             PredictError::MissingInput { .. } | PredictError::UnknownFeature { .. } => CML_NOT_FOUND,
             PredictError::WrongInput { .. } => CML_TYPE_MISMATCH,
             PredictError::State { .. } => CML_INVALID_ARGUMENT,
-            PredictError::Plan(error) => status_of(error),
+            PredictError::Plan { source, .. } if status_of(source) == CML_UNSUPPORTED => CML_UNSUPPORTED,
             _ => CML_FRAMEWORK,
         };
         Self::chain(status, &error)

@@ -1,11 +1,12 @@
-//! Any bytes as a specification: decode, validate, plan and, if that succeeds, run, on zeros and on the bytes themselves. An error
-//! is fine; a panic, a hang or memory beyond the limits is not.
+//! Any bytes as a specification: decode, validate, plan and, if that succeeds, run, on zeros and on the bytes themselves; and compile.
+//! An error is fine; a panic, a hang or memory beyond the limits is not.
 #![no_main]
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::LazyLock;
 
+use coreml_engine::compiled::compile;
 use coreml_engine::description::{Color, FeatureKind, KeyType};
 use coreml_engine::{ArrayRef, ImageRef, Input, Key, Limits, LoadOptions, Model, PixelFormat, SharedBytes};
 
@@ -104,6 +105,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     limits.loop_iterations = 1000;
     let options = LoadOptions::default().limits(limits);
     let Ok(model) = Model::from_memory("fuzz", data, &FILES, &options) else { return };
+    let _ = compile(data);
     let mut session = model.session(NonZeroUsize::MIN);
     let mut state = model.new_state();
     // What comes first in a file is alike in all; what comes last are weights, attributes and names.

@@ -18,7 +18,7 @@ use crate::types::{DType, element_count};
 /// The text has no form for something in the program.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the text has no form for {0}")]
-pub struct Unprintable(pub String);
+pub struct Unprintable(String);
 
 type Printed<T = ()> = Result<T, Unprintable>;
 
@@ -28,9 +28,12 @@ fn unprintable(what: impl Display) -> Unprintable {
 
 impl From<fmt::Error> for Unprintable {
     fn from(_: fmt::Error) -> Self {
-        unprintable("so long a program")
+        unprintable("an element that is none of its type")
     }
 }
+
+/// Most pairs of brackets around nothing.
+const MOST_EMPTY: usize = 1 << 10;
 
 /// Models from this specification version on (iOS 18) have the newer text.
 const NEWER: i32 = 9;
@@ -274,56 +277,99 @@ impl Printer {
         let shape =
             shape.ok_or_else(|| unprintable("a constant of unknown shape, or of so many dimensions"))?;
         let dtype = element(ty)?;
-        let elements: Vec<String> = match &tensor.value {
-            Some(Elements::Floats(v)) => v.values.iter().map(|&x| hexadecimal(x.into())).collect(),
-            Some(Elements::Doubles(v)) => v.values.iter().map(|&x| hexadecimal(x)).collect(),
-            Some(Elements::Ints(v)) if dtype == DataType::Bool => {
-                v.values.iter().map(|&x| (x != 0).to_string()).collect()
+        let integer = !matches!(
+            dtype,
+            DataType::Bool
+                | DataType::String
+                | DataType::Float16
+                | DataType::Float32
+                | DataType::Float64
+                | DataType::Bfloat16
+        );
+        match (dtype, &tensor.value) {
+            (DataType::Bool, Some(Elements::Bools(v))) => self.elements(&shape, &v.values, boolean),
+            (DataType::Bool, Some(Elements::Ints(v))) => self.elements(&shape, &v.values, |text, &x| {
+                if matches!(x, 0 | 1) { boolean(text, &(x == 1)) } else { Err(fmt::Error) }
+            }),
+            (DataType::String, Some(Elements::Strings(v))) => {
+                self.elements(&shape, &v.values, |text, x| text.write_str(&quoted(x)))
             }
-            Some(Elements::Ints(v)) => v.values.iter().map(ToString::to_string).collect(),
-            Some(Elements::LongInts(v)) => v.values.iter().map(ToString::to_string).collect(),
-            Some(Elements::Bools(v)) => v.values.iter().map(ToString::to_string).collect(),
-            Some(Elements::Strings(v)) => v.values.iter().map(|text| quoted(text)).collect(),
-            // Packed as in a weight file.
-            Some(Elements::Bytes(_)) => {
-                let dtype = DType::from_proto(dtype.into())
-                    .ok_or_else(|| unprintable(format_args!("bytes of type {dtype:?}")))?;
-                let constant = immediate_constant(dtype, shape.clone(), tensor).map_err(unprintable)?;
-                if dtype.is_float() {
-                    let floats = constant.to_f32().map_err(unprintable)?;
-                    floats.into_iter().map(|x| hexadecimal(x.into())).collect()
-                } else {
-                    let ints = constant.to_i32().map_err(unprintable)?;
-                    let boolean = dtype == DType::Bool;
-                    ints.into_iter()
-                        .map(|x| if boolean { (x != 0).to_string() } else { x.to_string() })
-                        .collect()
-                }
-            }
-            None => Vec::new(),
-        };
-        if element_count(&shape) != Some(elements.len()) {
-            return Err(unprintable(format_args!("{} elements of shape {shape:?}", elements.len())));
+            (
+                DataType::Float16 | DataType::Float32 | DataType::Float64 | DataType::Bfloat16,
+                Some(Elements::Floats(v)),
+            ) => self.elements(&shape, &v.values, |text, &x| hexadecimal(text, x.into())),
+            (
+                DataType::Float16 | DataType::Float32 | DataType::Float64 | DataType::Bfloat16,
+                Some(Elements::Doubles(v)),
+            ) => self.elements(&shape, &v.values, |text, &x| hexadecimal(text, x)),
+            (_, Some(Elements::Ints(v))) if integer => self.elements(&shape, &v.values, decimal),
+            (_, Some(Elements::LongInts(v))) if integer => self.elements(&shape, &v.values, decimal),
+            (_, Some(Elements::Bytes(_))) => self.packed(tensor, dtype, &shape),
+            (_, None) => self.elements(&shape, &[0; 0], decimal),
+            (dtype, Some(_)) => Err(unprintable(format_args!("other elements than those of {dtype:?}"))),
         }
-        self.nested(&shape, &elements);
-        Ok(())
     }
 
-    /// In brackets as the shape says.
-    fn nested(&mut self, shape: &[usize], elements: &[String]) {
+    /// Elements that lie as in a weight file.
+    fn packed(&mut self, tensor: &mil::TensorValue, dtype: DataType, shape: &[usize]) -> Printed {
+        let dtype = DType::from_proto(dtype.into());
+        let dtype = dtype.ok_or_else(|| unprintable("bytes of an element type that no op has"))?;
+        let constant = immediate_constant(dtype, shape.to_vec(), tensor).map_err(unprintable)?;
+        if dtype.is_float() {
+            let floats = constant.to_f32().map_err(unprintable)?;
+            return self.elements(shape, &floats, |text, &x| hexadecimal(text, x.into()));
+        }
+        let ints = constant.to_i32().map_err(unprintable)?;
+        match dtype {
+            DType::Bool => self.elements(shape, &ints, |text, &x| boolean(text, &(x != 0))),
+            _ => self.elements(shape, &ints, decimal),
+        }
+    }
+
+    /// The elements in brackets as the shape says.
+    fn elements<T>(
+        &mut self,
+        shape: &[usize],
+        elements: &[T],
+        print: impl Fn(&mut String, &T) -> fmt::Result,
+    ) -> Printed {
+        if element_count(shape) != Some(elements.len()) {
+            return Err(unprintable(format_args!("{} elements of shape {shape:?}", elements.len())));
+        }
+        let rows =
+            shape.iter().take_while(|&&size| size > 0).try_fold(1_usize, |n, &size| n.checked_mul(size));
+        if elements.is_empty() && rows.is_none_or(|rows| rows > MOST_EMPTY) {
+            return Err(unprintable(format_args!("no elements of shape {shape:?}")));
+        }
+        self.nested(shape, elements, &print)
+    }
+
+    fn nested<T>(
+        &mut self,
+        shape: &[usize],
+        elements: &[T],
+        print: &impl Fn(&mut String, &T) -> fmt::Result,
+    ) -> Printed {
         let Some((&size, inner)) = shape.split_first() else {
-            return elements.iter().for_each(|element| self.text.push_str(element));
+            elements.iter().try_for_each(|element| print(&mut self.text, element))?;
+            return Ok(());
         };
         self.text.push('[');
-        for i in 0..size {
-            if i > 0 {
-                self.text.push_str(", ");
-            }
+        self.list(0..size, |printer, i| {
             let length = elements.len() / size;
-            self.nested(inner, &elements[i * length..][..length]);
-        }
+            printer.nested(inner, &elements[i * length..][..length], print)
+        })?;
         self.text.push(']');
+        Ok(())
     }
+}
+
+fn boolean(text: &mut String, x: &bool) -> fmt::Result {
+    write!(text, "{x}")
+}
+
+fn decimal<T: Display>(text: &mut String, x: &T) -> fmt::Result {
+    write!(text, "{x}")
 }
 
 fn element(ty: &mil::TensorType) -> Printed<DataType> {
@@ -353,18 +399,111 @@ fn quoted(text: &str) -> String {
 }
 
 /// As C prints `%a`.
-fn hexadecimal(x: f64) -> String {
+fn hexadecimal(text: &mut String, x: f64) -> fmt::Result {
     let sign = if x.is_sign_negative() { "-" } else { "" };
     let (exponent, mantissa) = (x.to_bits() >> 52 & 0x7ff, x.to_bits() & ((1 << 52) - 1));
     let (whole, exponent) = match exponent {
-        0x7ff if mantissa == 0 => return format!("{sign}inf"),
-        0x7ff => return "nan".into(),
-        0 if mantissa == 0 => return format!("{sign}0x0p+0"),
+        0x7ff if mantissa == 0 => return write!(text, "{sign}inf"),
+        0x7ff => return text.write_str("nan"),
+        0 if mantissa == 0 => return write!(text, "{sign}0x0p+0"),
         0 => (0, -1022),
         exponent => (1, exponent.cast_signed() - 1023),
     };
     let digits = format!("{mantissa:013x}");
     let digits = digits.trim_end_matches('0');
     let point = if digits.is_empty() { "" } else { "." };
-    format!("{sign}0x{whole}{point}{digits}p{exponent:+}")
+    write!(text, "{sign}0x{whole}{point}{digits}p{exponent:+}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Of<T> = fn(Vec<T>) -> Elements;
+
+    fn value(dtype: DataType, shape: &[u64], elements: Option<Elements>) -> mil::Value {
+        let dimensions = shape.iter().map(|&size| mil::Dimension {
+            dimension: Some(dimension::Dimension::Constant(dimension::ConstantDimension { size })),
+        });
+        let ty = mil::TensorType {
+            data_type: dtype.into(),
+            rank: shape.len() as i64,
+            dimensions: dimensions.collect(),
+            ..Default::default()
+        };
+        let tensor = Immediate::Tensor(mil::TensorValue { value: elements });
+        mil::Value {
+            r#type: Some(ValueType { r#type: Some(TypeKind::TensorType(ty)) }),
+            value: Some(Contents::ImmediateValue(mil::value::ImmediateValue { value: Some(tensor) })),
+            ..Default::default()
+        }
+    }
+
+    fn printed(dtype: DataType, shape: &[u64], elements: Option<Elements>) -> Result<String, Unprintable> {
+        let mut printer = Printer { text: String::new(), newer: true };
+        printer.value(&value(dtype, shape, elements)).map(|()| printer.text)
+    }
+
+    const FLOATS: Of<f32> = |values| Elements::Floats(mil::tensor_value::RepeatedFloats { values });
+    const INTS: Of<i32> = |values| Elements::Ints(mil::tensor_value::RepeatedInts { values });
+    const BYTES: Of<u8> = |values| Elements::Bytes(mil::tensor_value::RepeatedBytes { values });
+
+    #[test]
+    fn elements_of_every_type_are_printed_as_c_and_apples_compiler_do() {
+        let strings = |values: &[&str]| {
+            let values = values.iter().map(|&text| text.to_owned()).collect();
+            Some(Elements::Strings(mil::tensor_value::RepeatedStrings { values }))
+        };
+        let numbers = vec![1.0, -0.0, -0.1875, f32::from_bits(1), f32::MAX, f32::NEG_INFINITY, f32::NAN];
+        let longs = Elements::LongInts(mil::tensor_value::RepeatedLongInts { values: vec![1 << 40] });
+        let doubles =
+            Elements::Doubles(mil::tensor_value::RepeatedDoubles { values: vec![f64::from_bits(1)] });
+        let bools = Elements::Bools(mil::tensor_value::RepeatedBools { values: vec![true] });
+        for (dtype, shape, elements, wanted) in [
+            (
+                DataType::Float32,
+                &[7][..],
+                Some(FLOATS(numbers)),
+                "tensor<fp32, [7]>([0x1p+0, -0x0p+0, -0x1.8p-3, 0x1p-149, 0x1.fffffep+127, -inf, nan])",
+            ),
+            (DataType::Bfloat16, &[], Some(FLOATS(vec![0.5])), "bf16(0x1p-1)"),
+            (DataType::Float64, &[], Some(doubles), "fp64(0x0.0000000000001p-1022)"),
+            (
+                DataType::Float16,
+                &[2],
+                Some(BYTES(vec![0, 0x3c, 1, 0])),
+                "tensor<fp16, [2]>([0x1p+0, 0x1p-24])",
+            ),
+            (DataType::Int32, &[2, 1], Some(INTS(vec![-1, 2])), "tensor<int32, [2, 1]>([[-1], [2]])"),
+            (DataType::Int8, &[2], Some(BYTES(vec![0xff, 1])), "tensor<int8, [2]>([-1, 1])"),
+            (DataType::Uint4, &[3], Some(BYTES(vec![0x21, 0x0f])), "tensor<uint4, [3]>([1, 2, 15])"),
+            (DataType::Int64, &[], Some(longs), "int64(1099511627776)"),
+            (DataType::Uint64, &[], Some(INTS(vec![7])), "uint64(7)"),
+            (DataType::Bool, &[], Some(bools), "bool(true)"),
+            (DataType::Bool, &[2], Some(INTS(vec![0, 1])), "tensor<bool, [2]>([false, true])"),
+            (DataType::Bool, &[2], Some(BYTES(vec![0, 1])), "tensor<bool, [2]>([false, true])"),
+            (DataType::String, &[], strings(&["a \"b\"\\\n\u{e9}"]), r#"string("a \"b\"\\\n\xc3\xa9")"#),
+            (DataType::Float32, &[0], None, "tensor<fp32, [0]>([])"),
+            (DataType::Float32, &[2, 0, 3], None, "tensor<fp32, [2, 0, 3]>([[], []])"),
+        ] {
+            assert_eq!(printed(dtype, shape, elements).as_deref(), Ok(wanted));
+        }
+    }
+
+    #[test]
+    fn what_would_be_read_as_something_else_or_takes_much_room_is_refused() {
+        let deep = [1; MAX_DEPTH + 1];
+        for (dtype, shape, elements) in [
+            (DataType::Bool, &[][..], Some(INTS(vec![2]))),
+            (DataType::Int32, &[], Some(FLOATS(vec![1.5]))),
+            (DataType::Float32, &[], Some(INTS(vec![1]))),
+            (DataType::Float8e4m3fn, &[1], Some(BYTES(vec![1]))),
+            (DataType::Int32, &[2], Some(INTS(vec![1]))),
+            (DataType::Int32, &[], None),
+            (DataType::Int32, &[1 << 40, 0], None),
+            (DataType::Int32, &deep, Some(INTS(vec![1]))),
+        ] {
+            assert!(printed(dtype, shape, elements).is_err(), "{dtype:?} {shape:?}");
+        }
+    }
 }

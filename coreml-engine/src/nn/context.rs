@@ -74,6 +74,11 @@ pub(super) fn axis_of(axis: i64, rank: usize) -> Result<usize, OpError> {
         .ok_or_else(|| invalid(format!("axis {axis} of a blob of rank {rank}")))
 }
 
+/// Shapes of blobs that do not go together.
+pub(super) fn apart(text: impl Into<String>) -> OpError {
+    OpError::Shapes(text.into())
+}
+
 pub(super) fn invalid(text: impl Into<String>) -> OpError {
     OpError::Invalid(text.into())
 }
@@ -117,9 +122,7 @@ pub(super) fn broadcast(a: &[Option<usize>], b: &[Option<usize>]) -> Result<Dims
     (0..rank)
         .map(|i| match (at(a, i), at(b, i)) {
             (Some(1), other) | (other, Some(1)) => Ok(other),
-            (Some(x), Some(y)) if x != y => {
-                Err(invalid(format!("shapes {a:?} and {b:?} do not go together")))
-            }
+            (Some(x), Some(y)) if x != y => Err(apart(format!("shapes {a:?} and {b:?} do not go together"))),
             (Some(x), _) | (_, Some(x)) => Ok(Some(x)),
             (None, None) => Ok(None),
         })
@@ -514,11 +517,7 @@ impl Context<'_> {
         let mut dims = first.dims.clone();
         for blob in rest {
             if blob.rank() != first.rank() {
-                return Err(invalid(format!(
-                    "{} and {} cannot be concatenated",
-                    first.words(),
-                    blob.words()
-                )));
+                return Err(apart(format!("{} and {} cannot be concatenated", first.words(), blob.words())));
             }
             for (i, (dim, &other)) in dims.iter_mut().zip(&blob.dims).enumerate() {
                 *dim = match (*dim, other) {
@@ -528,7 +527,7 @@ impl Context<'_> {
                     _ if i == axis => None,
                     (Some(a), Some(b)) if a != b => {
                         let words = (first.words(), blob.words());
-                        return Err(invalid(format!("{} and {} cannot be concatenated", words.0, words.1)));
+                        return Err(apart(format!("{} and {} cannot be concatenated", words.0, words.1)));
                     }
                     (a, b) => a.or(b),
                 };

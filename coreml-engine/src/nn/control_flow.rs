@@ -242,7 +242,9 @@ impl<'a, 'f> Lowering<'a, 'f> {
         let outer = std::mem::take(&mut self.function.body.ops);
         let mark = self.log.len();
         self.depth += 1;
+        let in_loop = self.in_loop;
         let result = lower(self);
+        self.in_loop = in_loop;
         let found = names.iter().map(|name| self.blobs.get(name).map(|entry| entry.blob.clone())).collect();
         self.undo(mark);
         self.depth -= 1;
@@ -259,7 +261,7 @@ impl<'a, 'f> Lowering<'a, 'f> {
         wrong: DecodeError,
     ) -> Result<(Vec<Op>, Vec<Option<Blob>>), DecodeError> {
         let reason = match wrong {
-            DecodeError::Op { op, output, source: OpError::Invalid(reason) } => {
+            DecodeError::Op { op, output, source: OpError::Shapes(reason) } => {
                 format!("the branch has an op `{op}` that makes `{output}` and cannot run: {reason}")
             }
             other => return Err(other),
@@ -300,6 +302,8 @@ impl<'a, 'f> Lowering<'a, 'f> {
                 (yes, no)
             }
             [Err(wrong), Ok(no)] if optional => (self.refusal(layer, &no.1, wrong)?, no),
+            // What the engine does not know tells more than shapes that do not go together.
+            [Err(DecodeError::Op { source: OpError::Shapes(_), .. }), Err(wrong)] => return Err(wrong),
             [yes, no] => (yes?, no?),
         };
         let inside = reads_of(&arms);

@@ -3,7 +3,7 @@
 use coreml_proto::proto as spec;
 
 use super::context::{Arg, Blob, Context, Dims, int, ints, invalid, size, sizes};
-use super::{LayerDef, shape::dims_of};
+use super::{LayerDef, shape::shape_in};
 use crate::error::OpError;
 
 pub(super) const LAYERS: &[LayerDef] = &[
@@ -64,12 +64,9 @@ fn fixed(cx: &Context<'_>, shape: &[u64]) -> Result<Shape, OpError> {
 
 /// What the input says.
 fn computed(cx: &mut Context<'_>) -> Result<Shape, OpError> {
-    let mut shape = cx.one()?;
-    let dims = match cx.known_ints(&shape, "a shape") {
-        Ok(shape) => sizes(&shape)?.into_iter().map(Some).collect(),
-        Err(_) => dims_of(cx, &mut shape)?,
-    };
-    Ok(Shape { argument: cx.integers(&shape).into(), dims })
+    let shape = cx.one()?;
+    let (argument, dims) = shape_in(cx, shape)?;
+    Ok(Shape { argument, dims })
 }
 
 impl Shape {

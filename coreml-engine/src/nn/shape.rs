@@ -6,7 +6,9 @@ use spec::reorganize_data_layer_params::ReorganizationType;
 use spec::reshape_layer_params::ReshapeOrder;
 
 use super::LayerDef;
-use super::context::{Blob, Context, Dim, MAX_RANK, axis_of, int, invalid, size, unsupported};
+use super::context::{
+    Arg, Blob, Context, Dim, Dims, MAX_RANK, axis_of, int, ints, invalid, size, sizes, unsupported,
+};
 use crate::error::OpError;
 
 pub(super) const LAYERS: &[LayerDef] = &[
@@ -228,21 +230,24 @@ fn reshape_like(cx: &mut Context<'_>, _: &spec::ReshapeLikeLayerParams) -> Resul
 }
 
 fn reshape_dynamic(cx: &mut Context<'_>, _: &spec::ReshapeDynamicLayerParams) -> Result<Blob, OpError> {
-    let [x, mut shape] = cx.exactly()?;
+    let [x, shape] = cx.exactly()?;
     if let Ok(shape) = cx.known_ints(&shape, "a shape") {
         let shape: Vec<i64> = shape.into_iter().map(i64::from).collect();
         return reshape_to(cx, &x, &shape, shape.len() == x.rank());
     }
-    let dims = dims_of(cx, &mut shape)?;
-    let shape = cx.integers(&shape);
-    Ok(cx.op("reshape", [("x", (&x).into()), ("shape", shape.into())], dims))
+    let (shape, dims) = shape_in(cx, shape)?;
+    Ok(cx.op("reshape", [("x", (&x).into()), ("shape", shape)], dims))
 }
 
-/// The dimensions of a blob whose shape is in `shape`, which becomes a list: only their number is known.
-pub(super) fn dims_of(cx: &mut Context<'_>, shape: &mut Blob) -> Result<Vec<Option<usize>>, OpError> {
-    *shape = cx.at_most(shape.clone(), 1)?;
+/// The shape that is in a blob, and what is known of it: all of it, or how many dimensions there are.
+pub(super) fn shape_in(cx: &mut Context<'_>, shape: Blob) -> Result<(Arg, Dims), OpError> {
+    if let Ok(known) = cx.known_ints(&shape, "a shape") {
+        let known = sizes(&known)?;
+        return Ok((ints(&known)?.into(), known.into_iter().map(Some).collect()));
+    }
+    let shape = cx.at_most(shape, 1)?;
     match shape.dims[..] {
-        [Some(rank)] if rank <= MAX_RANK => Ok(vec![None; rank]),
+        [Some(rank)] if rank <= MAX_RANK => Ok((cx.integers(&shape).into(), vec![None; rank])),
         _ => Err(unsupported(format!("a shape of shape {}", shape.words()))),
     }
 }

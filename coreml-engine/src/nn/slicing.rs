@@ -119,12 +119,15 @@ fn slice_dynamic(cx: &mut Context<'_>, p: &spec::SliceDynamicLayerParams) -> Res
         &list[..rank.min(list.len())]
     }
     let bound = |cx: &mut Context<'_>, blob: &Blob| match cx.known_bounds(blob) {
-        Ok(known) => Ok(known),
-        Err(_) => Err(Arg::Id(cx.bounds(blob))),
+        Ok(known) => Ok::<_, OpError>(Ok(known)),
+        Err(_) => {
+            let list = cx.at_most(blob.clone(), 1)?;
+            Ok(Err(Arg::Id(cx.bounds(&list))))
+        }
     };
-    let begin = bound(cx, &inputs[1]);
+    let begin = bound(cx, &inputs[1])?;
     let end = match inputs.get(2) {
-        Some(end) => bound(cx, end),
+        Some(end) => bound(cx, end)?,
         None if p.end_ids.is_empty() && p.end_masks.iter().all(|&mask| mask) => Ok(vec![0; x.rank()]),
         None => Ok(ints(leading(&p.end_ids, x.rank()))?),
     };

@@ -2,8 +2,10 @@
 
 use coreml_proto::proto as spec;
 
-use super::context::{Arg, Blob, Context, Dims, broadcast, int, ints, invalid, size, sizes, unsupported};
-use super::shape::dims_of;
+use super::context::{
+    Arg, Blob, Context, Dims, apart, broadcast, int, ints, invalid, size, sizes, unsupported,
+};
+use super::shape::shape_in;
 use super::{LayerDef, weights};
 use crate::error::OpError;
 use crate::types::DType;
@@ -99,7 +101,7 @@ fn stack(cx: &mut Context<'_>, p: &spec::StackLayerParams) -> Result<Blob, OpErr
         if other.rank() != rank
             || dims.iter().zip(&other.dims).any(|(a, b)| a.zip(*b).is_some_and(|(a, b)| a != b))
         {
-            return Err(invalid(format!("{} and {} cannot be stacked", first.words(), other.words())));
+            return Err(apart(format!("{} and {} cannot be stacked", first.words(), other.words())));
         }
         dims.iter_mut().zip(&other.dims).for_each(|(dim, other)| *dim = dim.or(*other));
     }
@@ -423,13 +425,9 @@ fn fill_static(cx: &mut Context<'_>, p: &spec::FillStaticLayerParams) -> Result<
 }
 
 fn fill_dynamic(cx: &mut Context<'_>, p: &spec::FillDynamicLayerParams) -> Result<Blob, OpError> {
-    let mut shape = cx.one()?;
-    let dims = match cx.known_ints(&shape, "a shape") {
-        Ok(shape) => sizes(&shape)?.into_iter().map(Some).collect(),
-        Err(_) => dims_of(cx, &mut shape)?,
-    };
-    let shape = cx.integers(&shape);
-    Ok(fill(cx, shape.into(), dims, p.value))
+    let shape = cx.one()?;
+    let (shape, dims) = shape_in(cx, shape)?;
+    Ok(fill(cx, shape, dims, p.value))
 }
 
 /// `x` broadcast to a shape: `x` times ones of that shape.
@@ -461,13 +459,9 @@ fn broadcast_to_dynamic(
     cx: &mut Context<'_>,
     _: &spec::BroadcastToDynamicLayerParams,
 ) -> Result<Blob, OpError> {
-    let [x, mut shape] = cx.exactly()?;
-    let dims = match cx.known_ints(&shape, "a shape") {
-        Ok(shape) => sizes(&shape)?.into_iter().map(Some).collect(),
-        Err(_) => dims_of(cx, &mut shape)?,
-    };
-    let shape = cx.integers(&shape);
-    broadcast_to(cx, &x, shape.into(), dims)
+    let [x, shape] = cx.exactly()?;
+    let (shape, dims) = shape_in(cx, shape)?;
+    broadcast_to(cx, &x, shape, dims)
 }
 
 fn get_shape(cx: &mut Context<'_>, _: &spec::GetShapeLayerParams) -> Result<Blob, OpError> {

@@ -425,12 +425,12 @@ fn split(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     }))
 }
 
-/// Repeats the whole tensor along each dimension. No repetitions, which only a program can ask for that counts them, leave nothing.
+/// Repeats the whole tensor along each dimension. No repetitions, as of a program that counts them, leave nothing.
 fn tile(op: &mut OpBuilder<'_>) -> Result<Kernel, OpError> {
     let x = op.input("x")?;
     let reps = op.ints_or_input("reps")?;
     if let (Ints::Const(reps), Some(rank)) = (&reps, x.rank())
-        && (reps.len() != rank || reps.iter().any(|&n| n <= 0))
+        && (reps.len() != rank || reps.iter().any(|&n| n < 0))
     {
         return Err(parameter("reps", format!("{reps:?} for a tensor of rank {rank}")));
     }
@@ -1324,7 +1324,8 @@ mod tests {
         assert_eq!(case(&[2, 2]).f32(), (vec![4, 6], [twice, twice].concat()));
         assert_eq!(case(&[1, 1]).f32(), (vec![2, 3], ramp(6)));
         assert!(case(&[2]).error().contains("rank 2"));
-        assert!(case(&[0, 1]).error().contains("reps"));
+        assert_eq!(case(&[0, 1]).f32(), (vec![0, 3], vec![]));
+        assert!(case(&[-1, 1]).error().contains("reps"));
         assert!(case(&[i32::MAX, i32::MAX]).error().contains("over its limit"));
         let computed = |reps| Case::new("tile").input_i32("x", &[1], &[7]).input_i32("reps", &[1], &[reps]);
         assert_eq!(computed(3).i32(), (vec![3], vec![7; 3]));
