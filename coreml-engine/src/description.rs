@@ -36,6 +36,15 @@ pub struct ModelDescription {
     pub metadata: Metadata,
 }
 
+impl ModelDescription {
+    /// With the default shapes of the inputs, and no others.
+    pub(crate) fn fixed(&self) -> Self {
+        let mut fixed = self.clone();
+        fixed.inputs.iter_mut().for_each(|input| input.kind = input.kind.fixed(None));
+        fixed
+    }
+}
+
 /// Class labels of either kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
@@ -119,61 +128,6 @@ pub enum FeatureKind {
         /// Its element type and length.
         sequence: SequenceSpec,
     },
-}
-
-impl ModelDescription {
-    /// With the default shapes of the inputs, and no others.
-    pub(crate) fn fixed(&self) -> Self {
-        let mut fixed = self.clone();
-        fixed.inputs.iter_mut().for_each(|input| input.kind = input.kind.fixed(None));
-        fixed
-    }
-}
-
-impl FeatureKind {
-    /// The shapes that are allowed beside the default one.
-    fn flexible(&self) -> Option<&Flexible> {
-        match self {
-            Self::Tensor { tensor } => tensor.flexible.as_ref(),
-            Self::Image { image } => image.flexible.as_ref(),
-            Self::Int64 | Self::Double | Self::String | Self::Dictionary { .. } | Self::Sequence { .. } => {
-                None
-            }
-        }
-    }
-
-    /// Whether there is more than one shape.
-    pub(crate) fn is_flexible(&self) -> bool {
-        self.flexible().is_some()
-    }
-
-    /// Whether that shape (of an image its height and width) may be given.
-    pub(crate) fn admits(&self, shape: &[usize]) -> bool {
-        match (self, shape) {
-            (Self::Tensor { tensor }, shape) => tensor.admits(shape),
-            (Self::Image { image }, &[height, width]) => image.admits(height, width),
-            _ => false,
-        }
-    }
-
-    /// With that shape, or the default one, and no other.
-    pub(crate) fn fixed(&self, shape: Option<&[usize]>) -> Self {
-        let mut fixed = self.clone();
-        match &mut fixed {
-            Self::Tensor { tensor } => {
-                tensor.flexible = None;
-                tensor.shape = shape.map_or_else(|| tensor.shape.clone(), <[usize]>::to_vec);
-            }
-            Self::Image { image } => {
-                image.flexible = None;
-                if let Some(&[height, width]) = shape {
-                    (image.height, image.width) = (height, width);
-                }
-            }
-            Self::Int64 | Self::Double | Self::String | Self::Dictionary { .. } | Self::Sequence { .. } => {}
-        }
-        fixed
-    }
 }
 
 /// Element type of a feature.
@@ -367,6 +321,50 @@ impl SequenceSpec {
 }
 
 impl FeatureKind {
+    /// The shapes that are allowed beside the default one.
+    fn flexible(&self) -> Option<&Flexible> {
+        match self {
+            Self::Tensor { tensor } => tensor.flexible.as_ref(),
+            Self::Image { image } => image.flexible.as_ref(),
+            Self::Int64 | Self::Double | Self::String | Self::Dictionary { .. } | Self::Sequence { .. } => {
+                None
+            }
+        }
+    }
+
+    /// Whether there is more than one shape.
+    pub(crate) fn is_flexible(&self) -> bool {
+        self.flexible().is_some()
+    }
+
+    /// Whether that shape (of an image its height and width) may be given.
+    pub(crate) fn admits(&self, shape: &[usize]) -> bool {
+        match (self, shape) {
+            (Self::Tensor { tensor }, shape) => tensor.admits(shape),
+            (Self::Image { image }, &[height, width]) => image.admits(height, width),
+            _ => false,
+        }
+    }
+
+    /// With that shape, or the default one, and no other.
+    pub(crate) fn fixed(&self, shape: Option<&[usize]>) -> Self {
+        let mut fixed = self.clone();
+        match &mut fixed {
+            Self::Tensor { tensor } => {
+                tensor.flexible = None;
+                tensor.shape = shape.map_or_else(|| tensor.shape.clone(), <[usize]>::to_vec);
+            }
+            Self::Image { image } => {
+                image.flexible = None;
+                if let Some(&[height, width]) = shape {
+                    (image.height, image.width) = (height, width);
+                }
+            }
+            Self::Int64 | Self::Double | Self::String | Self::Dictionary { .. } | Self::Sequence { .. } => {}
+        }
+        fixed
+    }
+
     /// As words, for error texts: `tensor float32 [1, 3]`, `image rgb 224x224 (width x height)`.
     #[must_use]
     pub fn words(&self) -> String {
