@@ -302,12 +302,16 @@ fn starvation() {
         assert!(start.elapsed() < PATIENCE, "it stands still");
         thread::sleep(Duration::from_millis(1));
     }
-    let order = std::mem::take(&mut *flood.order.lock().unwrap());
+    // Both at one moment: nobody is served meanwhile, so nothing is offered.
+    let (order, offered) = {
+        let mut order = flood.order.lock().unwrap();
+        let offered = flood.offered.each_ref().map(|count| count.load(Ordering::SeqCst) as f64);
+        (std::mem::take(&mut *order), offered)
+    };
     flood.futures.lock().unwrap().clear();
     let low = order[400..400 + dequeues].iter().filter(|priority| **priority == Priority::Low).count();
     let share = 100.0 * low as f64 / dequeues as f64;
-    let [high, low] = flood.offered.each_ref().map(|count| count.load(Ordering::SeqCst) as f64);
-    let [high, low] = [high, low].map(|offered| 100.0 * offered / order.len() as f64);
+    let [high, low] = offered.map(|offered| 100.0 * offered / order.len() as f64);
     println!(
         "starvation: Low got {share:.2} % of {dequeues} dequeues; offered were High {high:.0} % and Low {low:.0} % of capacity"
     );
