@@ -15,7 +15,8 @@
 //! a program, `u32` kind and 12 bytes, or for a pipeline `u64` number of models and `u64` kind.
 //!
 //! So a compiled ML program is read back into the message that it was compiled from, and everything after that is the same;
-//! [`compile`] goes the other way. The compiled form of other kinds (`model.espresso.net` of neural networks, and so on) is refused by name.
+//! [`compile`] goes the other way. The compiled form of other kinds (`model.espresso.net` of neural networks, and so on) is
+//! refused by name.
 
 use std::path::Path;
 
@@ -25,7 +26,7 @@ use prost::Message;
 use crate::error::LoadError;
 use crate::mil_text;
 pub use crate::mil_text::{SyntaxError, Unprintable};
-use crate::package::ReadFile;
+use crate::package::{MANIFEST, ReadFile};
 
 /// The numbers of the kinds that are read.
 const PIPELINE: u32 = 202;
@@ -143,9 +144,15 @@ fn kind_name(kind: u32) -> String {
     format!("the compiled form of a {name}")
 }
 
-/// Whether the folder is a compiled model.
-pub(crate) fn is_compiled(folder: &Path) -> bool {
-    folder.join("coremldata.bin").is_file()
+/// Whether the path is a folder that holds a compiled model. One with a manifest is a package, whatever else is in it.
+///
+/// ```
+/// assert!(!coreml_engine::compiled::is_compiled("no/such/model.mlmodelc"));
+/// ```
+#[must_use]
+pub fn is_compiled(path: impl AsRef<Path>) -> bool {
+    let path = path.as_ref();
+    path.join("coremldata.bin").is_file() && !path.join(MANIFEST).is_file()
 }
 
 /// Reads the message that the model in `folder` was compiled from; its weights are below `@model_path`, which is `folder`.

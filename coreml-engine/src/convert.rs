@@ -84,23 +84,23 @@ pub(crate) fn rank5(given: &[usize], tensor: &TensorSpec, ty: &TensorType) -> Op
         _ => return None,
     };
     // Where only the description limits a dimension, it counts.
-    let described = match tensor.shape.len() {
-        1 => vec![shape[2]],
-        _ => shape[2..].to_vec(),
-    };
-    (ty.admits(&shape) && tensor.admits(&described)).then(|| shape.to_vec())
+    (ty.admits(&shape) && tensor.admits(&without_lead(given, tensor))).then(|| shape.to_vec())
 }
 
-/// The shape of an input as its description has it: of an image its height and width, of an array without what only a network of
-/// the older mapping sees ([`rank5`]).
+/// A shape without the dimensions that only a network of the older mapping sees: as the description has it.
+fn without_lead(given: &[usize], tensor: &TensorSpec) -> Vec<usize> {
+    match (tensor.shape.len(), given) {
+        (1, &[_, _, c, _, _] | &[_, _, c]) => vec![c],
+        (3, &[_, _, c, h, w]) => vec![c, h, w],
+        (_, given) => given.to_vec(),
+    }
+}
+
+/// The shape of an input as its description has it; of an image its height and width.
 pub(crate) fn described(given: &Input<'_>, kind: &FeatureKind) -> Option<Vec<usize>> {
     match (given, kind) {
         (Input::Image(image), FeatureKind::Image { .. }) => Some(vec![image.height, image.width]),
-        (Input::Array(array), FeatureKind::Tensor { tensor }) => match (tensor.shape.len(), array.shape) {
-            (1, &[_, _, c, _, _] | &[_, _, c]) => Some(vec![c]),
-            (3, &[_, _, c, h, w]) => Some(vec![c, h, w]),
-            (_, shape) => Some(shape.to_vec()),
-        },
+        (Input::Array(array), FeatureKind::Tensor { tensor }) => Some(without_lead(array.shape, tensor)),
         _ => None,
     }
 }

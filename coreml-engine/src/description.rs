@@ -37,10 +37,12 @@ pub struct ModelDescription {
 }
 
 impl ModelDescription {
-    /// With the default shapes of the inputs, and no others.
-    pub(crate) fn fixed(&self) -> Self {
+    /// With one shape for each input, and no others: the default one where none is given.
+    pub(crate) fn fixed(&self, shapes: &[Option<Vec<usize>>]) -> Self {
         let mut fixed = self.clone();
-        fixed.inputs.iter_mut().for_each(|input| input.kind = input.kind.fixed(None));
+        for (i, input) in fixed.inputs.iter_mut().enumerate() {
+            input.kind.fix(shapes.get(i).and_then(Option::as_deref));
+        }
         fixed
     }
 }
@@ -321,20 +323,15 @@ impl SequenceSpec {
 }
 
 impl FeatureKind {
-    /// The shapes that are allowed beside the default one.
-    fn flexible(&self) -> Option<&Flexible> {
-        match self {
-            Self::Tensor { tensor } => tensor.flexible.as_ref(),
-            Self::Image { image } => image.flexible.as_ref(),
-            Self::Int64 | Self::Double | Self::String | Self::Dictionary { .. } | Self::Sequence { .. } => {
-                None
-            }
-        }
-    }
-
     /// Whether there is more than one shape.
     pub(crate) fn is_flexible(&self) -> bool {
-        self.flexible().is_some()
+        match self {
+            Self::Tensor { tensor } => tensor.flexible.is_some(),
+            Self::Image { image } => image.flexible.is_some(),
+            Self::Int64 | Self::Double | Self::String | Self::Dictionary { .. } | Self::Sequence { .. } => {
+                false
+            }
+        }
     }
 
     /// Whether that shape (of an image its height and width) may be given.
@@ -346,13 +343,14 @@ impl FeatureKind {
         }
     }
 
-    /// With that shape, or the default one, and no other.
-    pub(crate) fn fixed(&self, shape: Option<&[usize]>) -> Self {
-        let mut fixed = self.clone();
-        match &mut fixed {
+    /// Leaves that shape, or the default one, and no other.
+    fn fix(&mut self, shape: Option<&[usize]>) {
+        match self {
             Self::Tensor { tensor } => {
                 tensor.flexible = None;
-                tensor.shape = shape.map_or_else(|| tensor.shape.clone(), <[usize]>::to_vec);
+                if let Some(shape) = shape {
+                    tensor.shape = shape.to_vec();
+                }
             }
             Self::Image { image } => {
                 image.flexible = None;
@@ -362,7 +360,6 @@ impl FeatureKind {
             }
             Self::Int64 | Self::Double | Self::String | Self::Dictionary { .. } | Self::Sequence { .. } => {}
         }
-        fixed
     }
 
     /// As words, for error texts: `tensor float32 [1, 3]`, `image rgb 224x224 (width x height)`.

@@ -471,8 +471,8 @@ impl Source<'_> {
         match network.plan(self.name, description.clone()) {
             // The default shapes tell more of what is wrong than shapes that are left open.
             Err(_) if description.inputs.iter().any(|input| input.kind.is_flexible()) => {
-                let network = Shaped::new(network, self.name, &description)?;
-                description.class_labels.clone_from(&network.class_labels);
+                let (network, plan) = Shaped::new(network, self.name, &description)?;
+                description.class_labels.clone_from(&plan.description().class_labels);
                 Ok(Model::new(self.name, description, Body::Shaped(Box::new(network))))
             }
             result => result,
@@ -773,9 +773,9 @@ fn planned(inner: &Inner, network: &Shaped, inputs: &[(&str, Input<'_>)]) -> Res
         }
     });
     let shapes = flexible.collect::<Result<Vec<_>, _>>()?;
-    network.plan(&inner.path, &inner.description, shapes.clone()).map_err(|source| PredictError::Plan {
+    network.plan(&inner.path, &inner.description, &shapes).map_err(|source| PredictError::Plan {
         model: inner.path.clone(),
-        shapes: shapes.into_iter().flatten().collect(),
+        shapes: shapes.iter().flatten().cloned().collect(),
         source: source.into(),
     })
 }

@@ -36,7 +36,7 @@ pub(crate) struct Package {
 }
 
 /// The file at the top of a package.
-const MANIFEST: &str = "Manifest.json";
+pub(crate) const MANIFEST: &str = "Manifest.json";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -57,8 +57,7 @@ impl Package {
             move |source| LoadError::Io { path, source }
         };
         let metadata = std::fs::metadata(path).map_err(io(path))?;
-        // A folder with a manifest is a package, whatever else is in it.
-        if metadata.is_dir() && !path.join(MANIFEST).is_file() && compiled::is_compiled(path) {
+        if compiled::is_compiled(path) {
             let specification = compiled::open(path, read)?;
             return Ok(Self { path: path.to_owned(), specification, root: path.to_owned() });
         }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use coreml_proto::proto::model::Type as ModelType;
 
 use crate::CustomLayers;
-use crate::description::{Labels, ModelDescription};
+use crate::description::ModelDescription;
 use crate::error::LoadError;
 use crate::model::{Limits, Model};
 use crate::nn;
@@ -33,6 +33,15 @@ impl Network<'_> {
             .map_err(|error| error.of(name))?;
         Model::of_program(name, description, decoded, &self.limits)
     }
+
+    fn into_owned(self) -> Network<'static> {
+        Network {
+            kind: Cow::Owned(self.kind.into_owned()),
+            custom: Cow::Owned(self.custom.into_owned()),
+            specification_version: self.specification_version,
+            limits: self.limits,
+        }
+    }
 }
 
 /// The shape of each input, in the order of the description, if it may have several; the default one if none is given.
@@ -48,7 +57,6 @@ pub(crate) struct Shaped {
     plans: Mutex<Vec<(Shapes, Slot)>>,
     /// Steps and multiply-adds for the default shapes.
     pub(crate) size: (usize, usize),
-    pub(crate) class_labels: Option<Labels>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -56,20 +64,16 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shaped {
-    /// Plans the network for the default shapes, so that what is wrong with it at every shape is seen.
+    /// Plans the network for the default shapes, so that what is wrong with it at every shape is seen. Gives that plan, too.
     pub(crate) fn new(
         network: Network<'_>,
         name: &str,
         description: &ModelDescription,
-    ) -> Result<Self, LoadError> {
-        let Network { kind, specification_version, custom, limits } = network;
-        let (kind, custom) = (Cow::Owned(kind.into_owned()), Cow::Owned(custom.into_owned()));
-        let network = Network { kind, specification_version, custom, limits };
-        let mut shaped = Self { network, plans: Mutex::default(), size: (0, 0), class_labels: None };
-        let plan = shaped.plan(name, description, vec![None; description.inputs.len()])?;
+    ) -> Result<(Self, Model), LoadError> {
+        let mut shaped = Self { network: network.into_owned(), plans: Mutex::default(), size: (0, 0) };
+        let plan = shaped.plan(name, description, &vec![None; description.inputs.len()])?;
         shaped.size = plan.plan_size();
-        shaped.class_labels.clone_from(&plan.description().class_labels);
-        Ok(shaped)
+        Ok((shaped, plan))
     }
 
     /// The network for inputs of those shapes.
@@ -77,11 +81,11 @@ impl Shaped {
         &self,
         name: &str,
         description: &ModelDescription,
-        shapes: Shapes,
+        shapes: &Shapes,
     ) -> Result<Model, LoadError> {
         let slot = {
             let mut plans = locked(&self.plans);
-            let known = plans.iter().position(|(known, _)| *known == shapes);
+            let known = plans.iter().position(|(known, _)| known == shapes);
             let entry = known.map_or_else(|| (shapes.clone(), Slot::default()), |i| plans.remove(i));
             let slot = Arc::clone(&entry.1);
             plans.push(entry);
@@ -93,11 +97,7 @@ impl Shaped {
         if let Some(plan) = &*plan {
             return Ok(plan.clone());
         }
-        let mut description = description.clone();
-        for (feature, shape) in description.inputs.iter_mut().zip(&shapes) {
-            feature.kind = feature.kind.fixed(shape.as_deref());
-        }
-        let made = self.network.plan(name, description);
+        let made = self.network.plan(name, description.fixed(shapes));
         match &made {
             Ok(made) => *plan = Some(made.clone()),
             // What cannot be planned keeps nothing else out.

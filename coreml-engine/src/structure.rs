@@ -190,7 +190,7 @@ impl Structure {
                         let version = proto.specification_version;
                         crate::nn::decode(kind, version, description, &CustomLayers::default()).ok()
                     };
-                    let lowered = lower(&description).or_else(|| lower(&description.fixed()));
+                    let lowered = lower(&description).or_else(|| lower(&description.fixed(&[])));
                     description.class_labels = lowered.as_ref().and_then(|l| l.class_labels.clone());
                     let costs = lowered.map(|lowered| layer_costs(&lowered.function)).unwrap_or_default();
                     let mut block = network(layers, &costs);

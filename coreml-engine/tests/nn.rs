@@ -296,21 +296,24 @@ fn feature((name, array): (&str, spec::ArrayFeatureType)) -> spec::FeatureDescri
     }
 }
 
-/// A network of layers: of each its inputs, its output and what it does. Outputs are of any shape.
+fn layer(inputs: &[&str], output: &str, layer: Layer) -> spec::NeuralNetworkLayer {
+    spec::NeuralNetworkLayer {
+        name: output.into(),
+        input: inputs.iter().map(|&input| input.into()).collect(),
+        output: vec![output.into()],
+        layer: Some(layer),
+        ..Default::default()
+    }
+}
+
+/// A network whose outputs are of any shape.
 fn network<const N: usize>(
     inputs: [(&str, spec::ArrayFeatureType); N],
-    layers: &[(&[&str], &str, Layer)],
+    layers: Vec<spec::NeuralNetworkLayer>,
     outputs: &[&str],
 ) -> Vec<u8> {
-    let layers = layers.iter().map(|(inputs, output, layer)| spec::NeuralNetworkLayer {
-        name: (*output).into(),
-        input: inputs.iter().map(|&input| input.into()).collect(),
-        output: vec![(*output).into()],
-        layer: Some(layer.clone()),
-        ..Default::default()
-    });
     let network = spec::NeuralNetwork {
-        layers: layers.collect(),
+        layers,
         array_input_shape_mapping: spec::NeuralNetworkMultiArrayShapeMapping::ExactArrayMapping.into(),
         ..Default::default()
     };
@@ -335,8 +338,11 @@ fn a_dimension_of_one_in_front_does_not_count_where_lists_are_joined() {
     let concat = |axis| Layer::ConcatNd(spec::ConcatNdLayerParams { axis, ..Default::default() });
     let proto = |axis, length| {
         let inputs = [("x", array_type(&[1], None)), ("y", array_type(&[length], None))];
-        let layers = [(&["y"][..], "expanded", expand.clone()), (&["x", "expanded", "x"], "z", concat(axis))];
-        network(inputs, &layers, &["z"])
+        let layers = vec![
+            layer(&["y"], "expanded", expand.clone()),
+            layer(&["x", "expanded", "x"], "z", concat(axis)),
+        ];
+        network(inputs, layers, &["z"])
     };
     let files = std::collections::HashMap::new();
     let (x, y) = (Elements::Float32(vec![1.0]), Elements::Float32(vec![2.0, 3.0]));
@@ -354,13 +360,6 @@ fn a_dimension_of_one_in_front_does_not_count_where_lists_are_joined() {
 /// coremltools' converter of lists writes a branch for lists that must grow, in which blobs do not go together.
 #[test]
 fn a_branch_in_which_blobs_do_not_go_together_fails_when_it_is_taken() {
-    let layer = |input: &[&str], output: &str, layer| spec::NeuralNetworkLayer {
-        name: output.into(),
-        input: input.iter().map(|&input| input.into()).collect(),
-        output: vec![output.into()],
-        layer: Some(layer),
-        ..Default::default()
-    };
     let copy = Layer::Copy(spec::CopyLayerParams {});
     let wrong = [
         layer(&["x", "matrix"], "joined", Layer::ConcatNd(spec::ConcatNdLayerParams::default())),
@@ -370,25 +369,13 @@ fn a_branch_in_which_blobs_do_not_go_together_fails_when_it_is_taken() {
     let arms = |yes: &[spec::NeuralNetworkLayer], no: &[spec::NeuralNetworkLayer]| {
         let arm = |layers: &[_]| Some(spec::NeuralNetwork { layers: layers.to_vec(), ..Default::default() });
         let branch = spec::BranchLayerParams { if_branch: arm(yes), else_branch: arm(no) };
-        let mut model = spec::Model::decode(
-            &network(
-                [
-                    ("x", array_type(&[2], None)),
-                    ("matrix", array_type(&[2, 2], None)),
-                    ("go", array_type(&[1], None)),
-                ],
-                &[(&["x"], "y", copy.clone())],
-                &["y"],
-            )[..],
-        )
-        .unwrap();
-        let Some(spec::model::Type::NeuralNetwork(network)) = &mut model.r#type else { panic!("a network") };
-        network.layers.push(spec::NeuralNetworkLayer {
-            output: vec![],
-            ..layer(&["go"], "choose", Layer::Branch(branch))
-        });
-        let files = std::collections::HashMap::new();
-        Model::from_memory("m", &model.encode_to_vec(), &files, &LoadOptions::default())
+        let branch = layer(&["go"], "choose", Layer::Branch(branch));
+        let layers =
+            vec![layer(&["x"], "y", copy.clone()), spec::NeuralNetworkLayer { output: vec![], ..branch }];
+        let inputs = [("x", &[2][..]), ("matrix", &[2, 2]), ("go", &[1])];
+        let inputs = inputs.map(|(name, shape)| (name, array_type(shape, None)));
+        let model = network(inputs, layers, &["y"]);
+        Model::from_memory("m", &model, &std::collections::HashMap::new(), &LoadOptions::default())
     };
     let x = Elements::Float32(vec![1.0, 2.0]);
     let matrix = Elements::Float32(vec![0.0; 4]);
@@ -421,8 +408,8 @@ fn a_network_of_open_rank_is_planned_for_each_shape_of_its_inputs() {
     let fill = Layer::FillDynamic(spec::FillDynamicLayerParams { value: 7.0 });
     let copy = Layer::Copy(spec::CopyLayerParams {});
     let inputs = [("shape", array_type(&[1], Some(1))), ("x", array_type(&[1], Some(1)))];
-    let layers = [(&["shape"][..], "filled", fill), (&["x"], "same", copy)];
-    let proto = network(inputs, &layers, &["filled", "same"]);
+    let layers = vec![layer(&["shape"], "filled", fill), layer(&["x"], "same", copy)];
+    let proto = network(inputs, layers, &["filled", "same"]);
     let files = std::collections::HashMap::new();
     let model = Model::from_memory("m", &proto, &files, &LoadOptions::default()).unwrap();
     let mut sessions = [(); 2].map(|()| model.session(NonZeroUsize::MIN));

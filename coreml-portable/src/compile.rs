@@ -69,9 +69,6 @@ pub(crate) fn write(source: &Path, folder: Option<&Path>) -> Result<PathBuf, Fai
     let wrong =
         |error: io::Error| Failure::new(CML_FRAMEWORK, format!("writing the compiled model: {error}"));
     let name = source.file_stem().ok_or_else(|| Failure::invalid("the path has no name"))?;
-    if source.is_dir() && !source.join("Manifest.json").is_file() {
-        return Err(Failure::invalid(format!("{} is compiled already", source.display())));
-    }
     let mut name = name.to_owned();
     name.push(".mlmodelc");
     match folder {

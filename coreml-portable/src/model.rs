@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
+use coreml_engine::compiled::is_compiled;
 use coreml_engine::description::ModelDescription;
 use coreml_engine::{
     ArrayRef, Input, LoadError, LoadOptions, Model, Output, Session, SharedBytes, State, WeakModel,
@@ -226,7 +227,7 @@ pub(crate) unsafe extern "C" fn model_compile(
             // SAFETY: as above.
             Some(unsafe { arguments::text(folder, "the folder") }?)
         };
-        if source.extension().is_some_and(|extension| extension == "mlmodelc") {
+        if source.extension().is_some_and(|extension| extension == "mlmodelc") || is_compiled(source) {
             return Err(Failure::invalid(format!("{} is compiled already", source.display())));
         }
         // What does not load does not compile.

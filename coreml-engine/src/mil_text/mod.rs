@@ -17,8 +17,8 @@
 //! ```
 //!
 //! Numbers are decimal, or floats in the hexadecimal form of C99. The attributes of programs, functions and blocks
-//! (`buildInfo`, `FlexibleShapeInformation`) say nothing that the description does not; they are skipped.
-//! They are not printed.
+//! (`buildInfo`, `FlexibleShapeInformation`) say nothing that the description does not; they are skipped, and but for who built it
+//! not printed.
 
 mod parse;
 mod print;
@@ -32,6 +32,16 @@ pub(crate) use print::print;
 
 /// Blocks, types and literals may hold others of their kind; deeper than this is an attack on the stack.
 const MAX_DEPTH: usize = 32;
+
+/// Whether a name may begin so.
+fn begins_name(byte: u8) -> bool {
+    byte.is_ascii_alphabetic() || byte == b'_'
+}
+
+/// Whether a name may go on so.
+fn continues_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'@')
+}
 
 /// The element types that have a name in the text.
 const ELEMENTS: [(&str, DataType); 20] = [

@@ -9,7 +9,7 @@ use mil::value::{BlobFileValue, ImmediateValue, Value as Contents};
 use mil::value_type::Type as TypeKind;
 use mil::{DataType, Dimension, ValueType, dimension, tensor_value};
 
-use super::{ELEMENTS, MAX_DEPTH};
+use super::{ELEMENTS, MAX_DEPTH, begins_name, continues_name};
 
 /// The text of a program does not parse.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -86,9 +86,7 @@ impl<'a> Lexer<'a> {
         let start = self.at;
         let Some(&first) = self.text.get(start) else { return Ok((Token::End, start)) };
         let token = match first {
-            b'A'..=b'Z' | b'a'..=b'z' | b'_' => {
-                Token::Name(self.run(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'@')))
-            }
+            first if begins_name(first) => Token::Name(self.run(continues_name)),
             b'-' if self.peek(1) == b'>' => {
                 self.at += 2;
                 Token::Arrow

@@ -10,7 +10,7 @@ use mil::value::immediate_value::Value as Immediate;
 use mil::value_type::Type as TypeKind;
 use mil::{DataType, ValueType, dimension};
 
-use super::{ELEMENTS, MAX_DEPTH};
+use super::{ELEMENTS, MAX_DEPTH, begins_name, continues_name};
 use crate::decode::mil::immediate_constant;
 use crate::ir::Opset;
 use crate::types::{DType, element_count};
@@ -28,7 +28,7 @@ fn unprintable(what: impl Display) -> Unprintable {
 
 impl From<fmt::Error> for Unprintable {
     fn from(_: fmt::Error) -> Self {
-        unprintable("an element that is none of its type")
+        unprintable("what cannot be formatted")
     }
 }
 
@@ -45,11 +45,7 @@ pub(crate) fn print(program: &mil::Program, specification_version: i32) -> Print
     writeln!(printer.text, "program({})", if newer { "1.3" } else { "1.0" })?;
     let string = printer.scalar("string");
     let build = concat!("{{\"coreml-engine\", \"", env!("CARGO_PKG_VERSION"), "\"}}");
-    writeln!(
-        printer.text,
-        "[buildInfo = dict<{string}, {string}>({build})]
-{{"
-    )?;
+    writeln!(printer.text, "[buildInfo = dict<{string}, {string}>({build})]\n{{")?;
     for (name, function) in sorted(&program.functions) {
         printer.function(name, function)?;
     }
@@ -91,8 +87,7 @@ impl Printer {
     }
 
     fn name(&mut self, name: &str) -> Printed {
-        let first = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-        if !first || !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '@')) {
+        if !name.bytes().next().is_some_and(begins_name) || !name.bytes().all(continues_name) {
             return Err(unprintable(format_args!("the name `{name}`")));
         }
         self.text.push_str(name);
@@ -277,31 +272,23 @@ impl Printer {
         let shape =
             shape.ok_or_else(|| unprintable("a constant of unknown shape, or of so many dimensions"))?;
         let dtype = element(ty)?;
-        let integer = !matches!(
-            dtype,
-            DataType::Bool
-                | DataType::String
-                | DataType::Float16
-                | DataType::Float32
-                | DataType::Float64
-                | DataType::Bfloat16
-        );
+        let float =
+            matches!(dtype, DataType::Float16 | DataType::Float32 | DataType::Float64 | DataType::Bfloat16);
+        let integer = !float && !matches!(dtype, DataType::Bool | DataType::String);
         match (dtype, &tensor.value) {
             (DataType::Bool, Some(Elements::Bools(v))) => self.elements(&shape, &v.values, boolean),
-            (DataType::Bool, Some(Elements::Ints(v))) => self.elements(&shape, &v.values, |text, &x| {
-                if matches!(x, 0 | 1) { boolean(text, &(x == 1)) } else { Err(fmt::Error) }
-            }),
+            (DataType::Bool, Some(Elements::Ints(v))) if v.values.iter().all(|x| matches!(x, 0 | 1)) => {
+                self.elements(&shape, &v.values, |text, &x| boolean(text, &(x == 1)))
+            }
             (DataType::String, Some(Elements::Strings(v))) => {
                 self.elements(&shape, &v.values, |text, x| text.write_str(&quoted(x)))
             }
-            (
-                DataType::Float16 | DataType::Float32 | DataType::Float64 | DataType::Bfloat16,
-                Some(Elements::Floats(v)),
-            ) => self.elements(&shape, &v.values, |text, &x| hexadecimal(text, x.into())),
-            (
-                DataType::Float16 | DataType::Float32 | DataType::Float64 | DataType::Bfloat16,
-                Some(Elements::Doubles(v)),
-            ) => self.elements(&shape, &v.values, |text, &x| hexadecimal(text, x)),
+            (_, Some(Elements::Floats(v))) if float => {
+                self.elements(&shape, &v.values, |text, &x| hexadecimal(text, x.into()))
+            }
+            (_, Some(Elements::Doubles(v))) if float => {
+                self.elements(&shape, &v.values, |text, &x| hexadecimal(text, x))
+            }
             (_, Some(Elements::Ints(v))) if integer => self.elements(&shape, &v.values, decimal),
             (_, Some(Elements::LongInts(v))) if integer => self.elements(&shape, &v.values, decimal),
             (_, Some(Elements::Bytes(_))) => self.packed(tensor, dtype, &shape),

@@ -229,7 +229,7 @@ impl<'a, 'f> Lowering<'a, 'f> {
         id
     }
 
-    /// Lowers layers as a block of their own: its ops, and what `names` are at its end.
+    /// Lowers layers as a block of their own: its ops, and what `names` are at its end. Whether a loop is around them is as before.
     fn block(
         &mut self,
         layer: &spec::NeuralNetworkLayer,
@@ -553,10 +553,10 @@ impl<'a> Lowering<'a, '_> {
             let blob = self.context(layer).scalar(0.0);
             self.set(flag, blob);
         }
-        let in_loop = std::mem::replace(&mut self.in_loop, true);
         let names: Vec<_> = carried.iter().chain(made).copied().collect();
         let mut heads = Vec::new();
         let block = self.block(layer, &names, |cx| {
+            cx.in_loop = true;
             cx.layers(this.body)?;
             let mut stays = None;
             if this.breaks {
@@ -577,7 +577,6 @@ impl<'a> Lowering<'a, '_> {
             heads = vec![go, next];
             Ok(())
         });
-        self.in_loop = in_loop;
         self.undo(mark);
         let (ops, found) = block?;
         let mut outputs = heads;
